@@ -1,0 +1,9 @@
+"""Layer-wise Relevance Propagation as a JAX transformation: what `jax.grad` is for gradients, `lrp` is for relevance."""
+
+from lrp_jax import composites, outputs, rules
+from lrp_jax._plan import Plan, UncoveredOpError, plan
+from lrp_jax.composites import Composite
+from lrp_jax.transform import lrp
+
+__all__ = ["Composite", "Plan", "UncoveredOpError", "composites", "lrp", "outputs", "plan", "rules"]
+__version__ = "0.1.0"

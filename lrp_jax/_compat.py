@@ -1,0 +1,65 @@
+"""Every line that depends on JAX's version or reaches below its public interface. Works with JAX 0.10 and newer."""
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax._src import source_info_util
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
+
+__all__ = ["ClosedJaxpr", "JaxprEqn", "Literal", "bind", "called", "source_line", "zeros"]
+
+_INSTALLED = re.compile(r"[/\\](site|dist)-packages[/\\]")
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+# Calls that are their body, and the parameter that holds it. custom_jvp and custom_vjp too: their own derivatives are
+# for gradients, relevance has its rules.
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "remat": "jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+}
+
+
+def called(eqn: JaxprEqn) -> tuple[Any, Any, str] | None:
+    """The jaxpr, constants and name of a call that is its body; None for every other equation."""
+    if (key := _CALLS.get(eqn.primitive.name)) is None:
+        return None
+    body = eqn.params[key]
+    jaxpr = getattr(body, "jaxpr", body)
+    return jaxpr, getattr(body, "consts", ()), jaxpr.debug_info.func_name.split(" ")[0]
+
+
+def bind(eqn: JaxprEqn, *values: Any) -> list[Any]:
+    """The outputs of one equation, traced under its own source line and settings."""
+    info = eqn.source_info
+    stack = source_info_util.current_name_stack() + info.name_stack
+    with source_info_util.user_context(info.traceback, name_stack=stack), eqn.ctx.manager:
+        out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def source_line(eqns: Sequence[JaxprEqn]) -> str:
+    """`file:line` of the user's code that made the first of these equations, the others being the calls around it.
+
+    Frames of installed packages count only where there are no others.
+    """
+    frames = [frame for eqn in eqns for frame in source_info_util.user_frames(eqn.source_info.traceback)]
+    own = [f for f in frames if not _INSTALLED.search(f.file_name) and not f.file_name.startswith(_HERE)]
+    return next((f"{f.file_name}:{f.start_line} ({f.function_name})" for f in [*own, *frames]), "an unknown line")
+
+
+def zeros(aval: Any) -> jax.Array:
+    """Zeros that vary over the mesh axes that `aval` varies over, so that none of their cotangents is summed."""
+    array = jnp.zeros(aval.shape, aval.dtype)
+    axes = tuple(aval.manual_axis_type.varying)
+    return jax.lax.pcast(array, axes, to="varying") if axes else array

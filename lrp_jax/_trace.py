@@ -1,0 +1,224 @@
+"""Any JAX function as one flat graph of operations, each value marked live if relevance can reach it."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lrp_jax import _compat
+
+HELD = frozenset({"stop_gradient", "gt", "lt", "ge", "le", "eq", "ne", "and", "or", "xor", "not", "is_finite"})
+"""Operations whose result is a constant to relevance: comparisons only decide, stop_gradient says so."""
+
+_UNIFORM = frozenset({"convert_element_type", "broadcast_in_dim", "reshape", "squeeze", "expand_dims", "copy"})
+
+
+@dataclasses.dataclass(eq=False)
+class Value:
+    """What an operation reads or writes.
+
+    Attributes:
+        aval: shape and dtype.
+        array: the value itself, if it is a constant of the traced function.
+        path: key path of the parameter it is, or is made of.
+        uniform: the one number that fills it, if that is known.
+        live: whether it depends on the explained input and the output depends on it.
+    """
+
+    aval: Any
+    array: Any = None
+    path: str = ""
+    uniform: float | None = None
+    live: bool = False
+
+
+@dataclasses.dataclass(eq=False)
+class Call:
+    """A function that the traced function called, such as `relu`."""
+
+    name: str
+    eqn: _compat.JaxprEqn
+
+
+@dataclasses.dataclass(eq=False)
+class Op:
+    """One primitive operation, with the calls that it stands in, outermost first."""
+
+    eqn: _compat.JaxprEqn
+    inputs: list[Value]
+    outputs: list[Value]
+    calls: tuple[Call, ...]
+
+    @property
+    def name(self) -> str:
+        return self.eqn.primitive.name
+
+    @property
+    def live(self) -> bool:
+        return any(v.live for v in self.outputs)
+
+    @property
+    def live_inputs(self) -> list[Value]:
+        return [v for v in self.inputs if v.live]
+
+    @property
+    def dead_inputs(self) -> list[Value]:
+        return [v for v in self.inputs if not v.live]
+
+    @property
+    def output(self) -> Value:
+        return self.outputs[0]
+
+    @property
+    def line(self) -> str:
+        """The user's source line that made this operation."""
+        return _compat.source_line([self.eqn, *(call.eqn for call in reversed(self.calls))])
+
+    def __call__(self, read: Callable[[Value], Any]) -> list[Any]:
+        """The outputs, given how to read the inputs."""
+        return _compat.bind(self.eqn, *map(read, self.inputs))
+
+
+@dataclasses.dataclass(eq=False)
+class Graph:
+    """A traced function: operations in the order in which they ran.
+
+    Attributes:
+        inputs: a value for each leaf of the arguments.
+        explained: the range of `inputs` that are explained.
+        ops: all operations that the output needs.
+        output: the function's result.
+        users: for each value, the operations that read it.
+    """
+
+    inputs: list[Value]
+    explained: slice
+    ops: list[Op]
+    output: Value
+    users: dict[Value, list[Op]]
+
+    def sole_user(self, value: Value) -> Op | None:
+        """The one operation that reads the value, if there is just one and it is not the result."""
+        users = self.users.get(value, [])
+        return users[0] if len(users) == 1 and value is not self.output else None
+
+
+def trace(fn: Callable, args: Sequence[Any], argnum: int) -> Graph:
+    """The flat graph of `fn(*args)`, its live values those between argument `argnum` and the result.
+
+    Raises:
+        TypeError: an argument that is no array, an explained one that is not floating point, or a result that is not
+            one floating-point array.
+        IndexError: no such argument.
+    """
+    argnum = _checked_argnum(args, argnum)
+    closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
+    if not (isinstance(shape, jax.ShapeDtypeStruct) and jnp.issubdtype(shape.dtype, jnp.floating)):
+        raise TypeError(
+            f"the function to explain must return one floating-point array of logits, but returned {_describe(shape)}; "
+            "select them, for example with lambda *args: fn(*args)['logits']."
+        )
+    paths = [_paths(arg) for arg in args]
+    start = sum(map(len, paths[:argnum]))
+    explained = slice(start, start + len(paths[argnum]))
+    values = [Value(aval, path=path) for aval, path in zip(closed.in_avals, sum(paths, []), strict=True)]
+    ops: list[Op] = []
+    (output,) = _flatten(closed.jaxpr, closed.consts, values, ops, ())
+    ops = _mark_live(ops, values[explained], output)
+    users: dict[Value, list[Op]] = {}
+    for op in ops:
+        for value in dict.fromkeys(op.inputs):
+            users.setdefault(value, []).append(op)
+    return Graph(values, explained, ops, output, users)
+
+
+def _checked_argnum(args, argnum):
+    if not -len(args) <= argnum < len(args):
+        raise IndexError(f"argnum={argnum}, but the function was called with {len(args)} arguments.")
+    for i, arg in enumerate(args):
+        for leaf in jax.tree.leaves(arg):
+            if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
+                raise TypeError(
+                    f"argument {i} holds {leaf!r}, which is not an array; fix such arguments beforehand, "
+                    "for example with functools.partial."
+                )
+    for leaf in jax.tree.leaves(args[argnum]):
+        if not jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.floating):
+            raise TypeError(
+                f"the explained argument {argnum} has dtype {dtype}; relevance is shared among floating-point numbers, "
+                "so convert it first, or explain what it is turned into (an embedding, say)."
+            )
+    return argnum % len(args)
+
+
+def _describe(shape):
+    if isinstance(shape, jax.ShapeDtypeStruct):
+        return f"an array of {shape.dtype}"
+    return f"a {type(shape).__name__} of {len(jax.tree.leaves(shape))} arrays"
+
+
+def _paths(arg) -> list[str]:
+    return [jax.tree_util.keystr(k, simple=True, separator="/") for k, _ in jax.tree_util.tree_leaves_with_path(arg)]
+
+
+def _flatten(jaxpr, consts, inputs, ops, calls) -> list[Value]:
+    """Appends the operations of a jaxpr and of all it calls to `ops`; returns its results."""
+    env = dict(zip(jaxpr.invars, inputs, strict=True))
+    env |= {var: _constant(var.aval, const) for var, const in zip(jaxpr.constvars, consts, strict=True)}
+
+    def read(atom):
+        return _constant(atom.aval, atom.val) if isinstance(atom, _compat.Literal) else env[atom]
+
+    for eqn in jaxpr.eqns:
+        operands = [read(v) for v in eqn.invars]
+        if body := _compat.called(eqn):
+            *inner, name = body
+            results = _flatten(*inner, operands, ops, (*calls, Call(name, eqn)))
+        else:
+            results = [Value(v.aval) for v in eqn.outvars]
+            ops.append(Op(eqn, operands, results, calls))
+        env.update(zip(eqn.outvars, results, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def _constant(aval, array) -> Value:
+    known = aval.size == 1 and isinstance(array, np.ndarray | np.generic | int | float)
+    return Value(aval, array=array, uniform=float(np.asarray(array).item()) if known else None)
+
+
+def _mark_live(ops, explained, output) -> list[Op]:
+    """Marks live values, hands key paths on along dead ones, and drops operations that the output does not need."""
+    reached = set(explained)
+    for op in ops:
+        if op.name not in HELD and not reached.isdisjoint(op.inputs):
+            reached.update(v for v in op.outputs if jnp.issubdtype(v.aval.dtype, jnp.inexact))
+        elif reached.isdisjoint(op.inputs):
+            for out in op.outputs:
+                out.path = next((v.path for v in op.inputs if v.path), "")
+                out.uniform = op.inputs[0].uniform if op.name in _UNIFORM else None
+    needed, kept = {output}, []
+    for op in reversed(ops):
+        if not needed.isdisjoint(op.outputs):
+            needed.update(op.inputs)
+            kept.append(op)
+    for value in needed & reached:
+        value.live = True
+    return kept[::-1]
+
+
+def reader(env: dict[Value, Any]) -> Callable[[Value], Any]:
+    """How to read a value: a constant, or what `env` holds for it."""
+    return lambda value: env[value] if value.array is None else value.array
+
+
+def evaluate(ops: Sequence[Op], env: dict[Value, Any]) -> Any:
+    """Runs the operations in order on the values in `env`; returns the last one's output, or outputs."""
+    env = dict(env)
+    results: list[Any] = []
+    for op in ops:
+        results = op(reader(env))
+        env.update(zip(op.outputs, results, strict=True))
+    return results[0] if len(results) == 1 else results

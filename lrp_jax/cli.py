@@ -1,0 +1,209 @@
+"""The command `lrp-jax`: why does the network see that in my photograph?"""
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lrp_jax
+
+BATCH = 8
+"""Photographs explained at a time."""
+
+
+class Fault(Exception):
+    """What went wrong with one photograph or with the call, in one sentence."""
+
+
+class Photo(NamedTuple):
+    """A photograph that could be read, and the stem of the files written for it."""
+
+    path: str
+    crop: Any
+    stem: Path
+
+
+class Found(NamedTuple):
+    """What the network made of a photograph, for one explained class."""
+
+    target: int
+    logit: float
+    probability: float
+    relevance: Any
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns 0, or 2 if anything could not be done."""
+    options = _parser().parse_args(argv)
+    try:
+        return options.run(options)
+    except Fault as fault:
+        return _complain(fault)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lrp-jax", description="Layer-wise Relevance Propagation in JAX.")
+    parser.add_argument("--version", action="version", version=f"lrp-jax {lrp_jax.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    explain = commands.add_parser(
+        "explain",
+        help="explain what the network sees in photographs",
+        description="Names what VGG-16 sees in each photograph, and draws which pixels speak for it (red) and against "
+        "it (blue). The shipped network knows the ten classes of Imagenette: tench, English springer, cassette player, "
+        "chain saw, church, French horn, garbage truck, gas pump, golf ball, parachute.",
+    )
+    explain.add_argument("photos", nargs="+", metavar="PHOTO", help="any image that Pillow reads")
+    explain.add_argument("--composite", default="epsilon_gamma_box", metavar="NAME", help="the rules (default: %(default)s); a wrong name lists all")
+    which = explain.add_mutually_exclusive_group()
+    which.add_argument("--target", metavar="CLASS", help="the class to explain: name, index or WordNet id (default: the likeliest)")
+    which.add_argument("--top", type=_positive, default=1, metavar="K", help="explain the K likeliest classes")
+    explain.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="folder for the files (default: the current one)")
+    explain.add_argument("--npz", action="store_true", help="write the relevance as an array, too")
+    explain.add_argument("--json", action="store_true", help="print the results as JSON")
+    explain.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    explain.set_defaults(run=_explain)
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"expected a number of classes, 1 or more; got {text!r}")
+    return int(text)
+
+
+def _complain(fault: Exception) -> int:
+    print(f"lrp-jax: {fault}", file=sys.stderr)
+    return 2
+
+
+def _explain(options) -> int:
+    from lrp_jax.models.vgg16_imagenette import MODEL
+
+    if options.composite not in MODEL.composites:
+        raise Fault(f"no composite {options.composite!r}; there are {', '.join(MODEL.composites)}.")
+    try:
+        target = None if options.target is None else MODEL.class_index(options.target)
+    except ValueError as error:
+        raise Fault(error) from None
+    if options.top > len(MODEL.classes):
+        raise Fault(f"--top {options.top}, but {MODEL.name} knows {len(MODEL.classes)} classes.")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Fault(f"the folder {options.out} cannot be made ({error.strerror}).") from None
+
+    photos, failed, records = [], 0, []
+    for path, stem in zip(options.photos, _stems(options.photos), strict=True):
+        try:
+            photos.append(_read(path, options.out / stem, MODEL.preprocessing, options))
+        except Fault as fault:
+            failed = _complain(fault)
+    for photo, found in _relevances(MODEL, photos, options.composite, target, options.top):
+        try:
+            records.append(_write(photo, found, MODEL, options))
+        except OSError as error:
+            failed = _complain(Fault(f"{photo.path}: the result cannot be written ({error.strerror or error})."))
+            continue
+        if not options.json:
+            _print(records[-1])
+    if options.json:
+        print(json.dumps(records, indent=2))
+    return failed
+
+
+def _stems(paths: Sequence[str]) -> Iterator[str]:
+    """A name for the files of each photograph: its own, numbered where two photographs have the same."""
+    seen: Counter[str] = Counter()
+    for path in paths:
+        stem = Path(path).stem
+        seen[stem] += 1
+        yield f"{stem}_lrp" if seen[stem] == 1 else f"{stem}_{seen[stem]}_lrp"
+
+
+def _read(path: str, stem: Path, preprocessing, options) -> Photo:
+    from lrp_jax import images
+
+    for file in _files(stem, options):
+        if file.exists() and not options.overwrite:
+            raise Fault(f"{path}: {file} exists; use --overwrite to replace it, or --out for another folder.")
+    try:
+        return Photo(path, preprocessing.cut(images.read(path)), stem)
+    except images.ImageError as error:
+        raise Fault(error) from None
+
+
+def _files(stem: Path, options) -> list[Path]:
+    return [stem.with_name(f"{stem.name}{end}") for end in (".png", ".npz") if end == ".png" or options.npz]
+
+
+def _relevances(model, photos: Sequence[Photo], composite: str, target: int | None, top: int) -> Iterator[tuple[Photo, list[Found]]]:
+    """Explains the photographs in batches of one size, so that the network is compiled once."""
+    if not photos:
+        return
+    import jax
+    import numpy as np
+    from tqdm import tqdm
+
+    from lrp_jax.weights import WeightsError
+
+    try:
+        params = jax.device_put(model.params())
+    except WeightsError as error:
+        raise Fault(error) from None
+    logits_of = jax.jit(model.apply)
+    explain = lrp_jax.lrp(model.apply, model.composites[composite]())
+    size = min(BATCH, len(photos))
+    with tqdm(total=len(photos), unit="photo", disable=len(photos) == 1 or None, leave=False) as progress:
+        for start in range(0, len(photos), size):
+            batch = photos[start : start + size]
+            x = np.stack([model.preprocessing.normalize(photo.crop) for photo in batch])
+            x = np.concatenate([x, np.zeros((size - len(batch), *x.shape[1:]), x.dtype)])
+            logits = np.asarray(logits_of(params, x))
+            shares = np.asarray(jax.nn.softmax(logits))
+            order = np.argsort(-logits, axis=-1)[:, :top] if target is None else np.full((size, 1), target)
+            relevance = [np.asarray(explain(params, x, target=classes)) for classes in order.T]
+            for i, photo in enumerate(batch):
+                picks = zip(order[i].tolist(), relevance, strict=True)
+                yield photo, [Found(c, float(logits[i, c]), float(shares[i, c]), r[i]) for c, r in picks]
+                progress.update()
+
+
+def _write(photo: Photo, found: Sequence[Found], model, options) -> dict[str, Any]:
+    """Writes the picture, and the arrays if asked to; returns what there is to say."""
+    import numpy as np
+
+    from lrp_jax import plot
+
+    names = [model.classes[f.target][1] for f in found]
+    titles = [f"{name}: logit {f.logit:.2f}, relevance {f.relevance.sum():.2f}" for name, f in zip(names, found, strict=True)]
+    caption = f"{model.name}, {options.composite}; colours end at the 99.5th percentile"
+    figure = plot.explanation(photo.crop, [f.relevance for f in found], titles, caption)
+    files = _files(photo.stem, options)
+    figure.savefig(files[0], dpi=150)
+    if options.npz:
+        np.savez_compressed(
+            files[1], relevance=np.stack([f.relevance for f in found]), target=np.array([f.target for f in found]),
+            logit=np.array([f.logit for f in found]), name=np.array(names), crop=np.asarray(photo.crop),
+        )  # fmt: skip
+    classes = [
+        {"class": name, "index": f.target, "wnid": model.classes[f.target][0], "probability": f.probability,
+         "logit": f.logit, "relevance": float(f.relevance.sum(dtype=np.float64))}
+        for name, f in zip(names, found, strict=True)
+    ]  # fmt: skip
+    return {"photo": photo.path, "composite": options.composite, "classes": classes, "files": list(map(str, files))}
+
+
+def _print(record: dict[str, Any]) -> None:
+    print(record["photo"])
+    for c in record["classes"]:
+        print(f"  {c['class']}: {c['probability']:.1%}, logit {c['logit']:.3f}, sum of relevance {c['relevance']:.3f}")
+    print(f"  -> {', '.join(record['files'])}")

@@ -1,0 +1,222 @@
+"""Composites: which layer gets which rule, as data.
+
+A composite is an ordered list of `(selector, rule)`. **The last entry that selects a layer decides**, so a preset is
+adapted by adding to it: `composites.epsilon_plus() + [("conv1_1", rules.Flat())]`.
+
+A selector is one of
+
+- a string: the name of a layer, or a pattern (`"conv[12]_*"`) of the names of layers with weights;
+- `kind("conv", "dense")`, `first()`, `last()`, `depth(0, 0.5, "conv")`: by what the layer is and where it stands;
+- any function of a step of the plan (`step.name`, `.kind`, `.op`, `.in_shapes`, `.out_shape`) that says True or False.
+"""
+
+import dataclasses
+import difflib
+import fnmatch
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+from lrp_jax import rules
+
+WEIGHTED = ("dense", "conv")
+"""Kinds of layers that carry weights."""
+
+
+class Step(Protocol):
+    """What a selector may ask of a step of the plan."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Selects the steps of some kinds that stand between two fractions of the way from input to output.
+
+    Attributes:
+        kinds: the kinds counted; no other step is selected.
+        low, high: fractions; among n steps, number i (from 0) stands at i / (n - 1).
+    """
+
+    kinds: tuple[str, ...]
+    low: float = 0.0
+    high: float = 1.0
+
+    def __str__(self) -> str:
+        everywhere = (self.low, self.high) == (0, 1)
+        return f"kind({_quoted(self.kinds)})" if everywhere else f"depth({self.low:g}, {self.high:g}, {_quoted(self.kinds)})"
+
+    def among(self, steps: Sequence[Step]) -> list[Step]:
+        """The steps selected, in order."""
+        counted = [step for step in steps if step.kind in self.kinds]
+        span = max(len(counted) - 1, 1)
+        return [step for i, step in enumerate(counted) if self.low <= i / span <= self.high]
+
+
+@dataclasses.dataclass(frozen=True)
+class End:
+    """Selects the first (index 0) or last (index -1) step of some kinds."""
+
+    kinds: tuple[str, ...]
+    index: int
+
+    def __str__(self) -> str:
+        return f"{'last' if self.index else 'first'}({'' if self.kinds == WEIGHTED else _quoted(self.kinds)})"
+
+    def among(self, steps: Sequence[Step]) -> list[Step]:
+        """The step selected, if there is one."""
+        return [step for step in steps if step.kind in self.kinds][self.index :][:1]
+
+
+def _quoted(kinds: tuple[str, ...]) -> str:
+    return ", ".join(f'"{kind}"' for kind in kinds)
+
+
+def kind(*kinds: str) -> Position:
+    """All steps of these kinds: `dense`, `conv`, `max_pool`, `avg_pool`, `sum`, `add`, `activation`, or an op's name."""
+    return Position(kinds)
+
+
+def first(*kinds: str) -> End:
+    """The first layer of these kinds, by default of those with weights."""
+    return End(kinds or WEIGHTED, 0)
+
+
+def last(*kinds: str) -> End:
+    """The last layer of these kinds, by default of those with weights."""
+    return End(kinds or WEIGHTED, -1)
+
+
+def depth(low: float, high: float, *kinds: str) -> Position:
+    """The layers of these kinds (by default those with weights) from fraction `low` to `high` of their depth."""
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"depth({low}, {high}): expected fractions 0 <= low <= high <= 1.")
+    return Position(kinds or WEIGHTED, low, high)
+
+
+Selector = str | Position | End | Callable[[Any], bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Composite:
+    """An ordered map from layers to rules; the last entry that selects a layer decides.
+
+    Attributes:
+        entries: pairs of selector and rule.
+    """
+
+    entries: tuple[tuple[Selector, rules.Rule], ...]
+
+    def __init__(self, entries: Iterable[tuple[Selector, rules.Rule]]):
+        object.__setattr__(self, "entries", tuple(map(_checked, entries)))
+
+    def __add__(self, other: "Composite | Iterable[tuple[Selector, rules.Rule]]") -> "Composite":
+        return Composite(self.entries + as_composite(other).entries)
+
+    def __str__(self) -> str:
+        rows = [(f'"{s}"' if isinstance(s, str) else str(s), str(rule)) for s, rule in self.entries]
+        width = max((len(s) for s, _ in rows), default=0)
+        return "\n".join(f"{s:<{width}} -> {rule}" for s, rule in rows)
+
+    def assign(self, steps: Sequence[Step]) -> list[rules.Rule | None]:
+        """The rule of each step, None where no entry selects it.
+
+        Raises:
+            ValueError: a name or pattern that selects nothing; the message lists the nearest names.
+        """
+        chosen: dict[int, rules.Rule] = {}
+        for selector, rule in self.entries:
+            chosen |= dict.fromkeys(map(id, _select(selector, steps)), rule)
+        return [chosen.get(id(step)) for step in steps]
+
+
+def as_composite(spec: Any) -> Composite:
+    """A composite as it is; a list of entries as a composite; a lone rule for every layer with weights."""
+    if isinstance(spec, Composite):
+        return spec
+    if callable(spec):
+        return Composite([(kind(*WEIGHTED), spec)])
+    if isinstance(spec, Iterable) and not isinstance(spec, str):
+        return Composite(spec)
+    raise TypeError(f"expected a Composite, a list of (selector, rule), or a rule; got {type(spec).__name__}.")
+
+
+def _checked(entry) -> tuple[Selector, rules.Rule]:
+    if not (isinstance(entry, tuple | list) and len(entry) == 2):
+        raise TypeError(f"a composite's entry is a pair (selector, rule); got {entry!r}.")
+    selector, rule = entry
+    if not (isinstance(selector, str | Position | End) or callable(selector)):
+        raise TypeError(f"a selector is a name, kind(...), first(), last(), depth(...) or a function; got {selector!r}.")
+    if not callable(rule) or isinstance(rule, type):
+        hint = f"; write {rule.__name__}()" if isinstance(rule, type) else ""
+        raise TypeError(f"a rule is a callable (layer, a, params, R) -> R_in; got {rule!r}{hint}.")
+    return selector, rule
+
+
+def _select(selector: Selector, steps: Sequence[Step]) -> list[Step]:
+    if isinstance(selector, Position | End):
+        return selector.among(steps)
+    if not isinstance(selector, str):
+        return [step for step in steps if selector(step)]
+    found = [s for s in steps if s.name == selector or (s.kind in WEIGHTED and fnmatch.fnmatchcase(s.name, selector))]
+    if not found:
+        names = [s.name for s in steps if s.name]
+        near = difflib.get_close_matches(selector, names, n=3, cutoff=0.4) or [s.name for s in steps if s.kind in WEIGHTED][:8]
+        raise ValueError(f"the composite names {selector!r}, but no layer has that name; nearest: {', '.join(near) or 'none'}.")
+    return found
+
+
+# Presets. Each is a value, to be printed, compared and added to.
+_SHARES = (kind("sum", "avg_pool", "add"), rules.Norm(1e-6))
+
+
+def epsilon_plus(eps: float | rules.Stabilizer = 1e-6) -> Composite:
+    """LRP-epsilon for dense layers, z+ for convolutions (Kohlbrenner et al. 2020, "Towards Best Practice")."""
+    return Composite([_SHARES, (kind("dense"), rules.Epsilon(eps)), (kind("conv"), rules.ZPlus())])
+
+
+def epsilon_plus_flat(eps: float | rules.Stabilizer = 1e-6) -> Composite:
+    """LRP-epsilon for dense layers, z+ for convolutions, the flat rule first (Lapuschkin et al. 2019)."""
+    return epsilon_plus(eps) + [(first(), rules.Flat())]
+
+
+def epsilon_gamma_box(low: Any, high: Any, eps: float | rules.Stabilizer = 1e-6, gamma: float = 0.25) -> Composite:
+    """LRP-epsilon for dense layers, LRP-gamma for convolutions, z^B for pixels in [low, high].
+
+    Args:
+        low, high: the values of a black and a white pixel as the network sees them: numbers, or one for each channel.
+        eps, gamma: parameters of the rules.
+
+    Montavon et al. 2019, section 10.3, in the simpler form usual for ImageNet networks.
+    """
+    return Composite([
+        _SHARES,
+        (kind("dense"), rules.Epsilon(eps)),
+        (kind("conv"), rules.Gamma(gamma)),
+        (first(), rules.ZBox(low, high)),
+    ])  # fmt: skip
+
+
+def overview_vgg16(low: Any, high: Any) -> Composite:
+    """The composite for VGG-16 of the overview chapter: LRP-0 on top, epsilon above, gamma below, z^B for pixels.
+
+    Dense layers get LRP-0; the upper half of the convolutions epsilon = 0.25 times the root mean square of z, the
+    lower half gamma = 0.25; max-pools count as average pools, stabilized as the convolutions around them.
+
+    Args:
+        low, high: the values of a black and a white pixel as the network sees them: numbers, or one for each channel.
+
+    Montavon et al. 2019, "Layer-Wise Relevance Propagation: An Overview", section 10.3 and its tutorial code.
+    """
+    spread, tiny = rules.Stabilizer(0.25, mode="unsigned", norm="sample"), rules.Stabilizer(1e-9, mode="unsigned")
+    return Composite([
+        (kind("sum", "avg_pool", "add"), rules.Norm(tiny)),
+        (kind("dense"), rules.Epsilon(tiny)),
+        (kind("conv"), rules.Epsilon(spread)),
+        (depth(0, 0.5, "conv"), rules.Gamma(0.25, generalized=False, eps=tiny)),
+        (kind("max_pool"), rules.AveragePool(spread)),
+        (depth(0, 0.5, "max_pool"), rules.AveragePool(tiny)),
+        (first(), rules.ZBox(low, high, eps=tiny)),
+    ])  # fmt: skip

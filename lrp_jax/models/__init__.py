@@ -1,0 +1,1 @@
+"""Networks with their weights, one file each."""

@@ -1,0 +1,67 @@
+"""Pictures of relevance, on matplotlib axes and figures. Nothing here shows a window."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+COLOURS = "bwr"
+"""Blue for relevance against the class, white for none, red for relevance in its favour."""
+
+
+def pixels(relevance: Any) -> np.ndarray:
+    """One number for each pixel (H, W): the sum over the channels of (H, W, C)."""
+    relevance = np.asarray(relevance, np.float64)
+    return relevance.sum(-1) if relevance.ndim == 3 else relevance
+
+
+def limit(relevance: Any, percentile: float = 99.5) -> float:
+    """Where a symmetric colour scale ends: this percentile of the pixels' absolute relevance, never 0."""
+    absolute = np.abs(pixels(relevance))
+    return float(np.percentile(absolute, percentile) or absolute.max() or 1.0)
+
+
+def heatmap(relevance: Any, ax: Axes, *, vmax: float | None = None) -> Axes:
+    """Draws relevance (H, W) or (H, W, C) on symmetric blue-white-red colours, zero white.
+
+    Args:
+        relevance: relevance of pixels; channels are summed.
+        ax: the axes to draw on.
+        vmax: relevance at the ends of the colours; by default the 99.5th percentile of the absolute values.
+
+    Returns:
+        The axes.
+    """
+    vmax = limit(relevance) if vmax is None else vmax
+    drawn = ax.imshow(pixels(relevance), cmap=COLOURS, vmin=-vmax, vmax=vmax, interpolation="nearest")
+    bar = ax.figure.colorbar(drawn, ax=ax, fraction=0.046, pad=0.03, extend="both")
+    bar.ax.tick_params(labelsize=7)
+    ax.set_axis_off()
+    return ax
+
+
+def explanation(photo: Image.Image, relevances: Sequence[Any], titles: Sequence[str], caption: str = "") -> Figure:
+    """A photo and, beside it, one heatmap for each explained class.
+
+    Args:
+        photo: the crop that the network saw.
+        relevances: relevance (H, W, C) for each class.
+        titles: a line above each heatmap.
+        caption: a line below.
+
+    Returns:
+        The figure, not attached to any window.
+    """
+    columns = 1 + len(relevances)
+    figure = Figure(figsize=(3.5 * columns + 0.2, 3.5), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    axes[0].imshow(photo)
+    axes[0].set_axis_off()
+    axes[0].set_title("what the network saw", fontsize=10)
+    for ax, relevance, title in zip(axes[1:], relevances, titles, strict=True):
+        heatmap(relevance, ax).set_title(title, fontsize=10)
+    figure.supxlabel(caption, fontsize=8, color="0.35")
+    return figure

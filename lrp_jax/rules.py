@@ -1,0 +1,421 @@
+"""The rules of LRP: how one layer hands the relevance of its outputs to its inputs.
+
+A rule is any callable `rule(layer, a, params, R) -> R_in`. `layer(a, params) -> z` is a pure function, linear in `a`
+once its bias is taken away; `params` is `(w, b)`, with `b` None where there is no bias; `R` has the shape of `z`, and
+the result the shape of `a`. All rules here are dataclasses that say which inputs and parameters enter the same
+`four_steps`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Layer = Callable[[Any, Any], jax.Array]
+Rule = Callable[[Layer, Any, Any, Any], Any]
+
+LINEAR = frozenset({"dense", "conv", "avg_pool", "sum", "add", "scale", "shift"})
+"""Kinds of layers that are linear up to a bias: the four steps hold for them."""
+
+MOVES = frozenset({
+    "reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "convert_element_type", "copy", "copy_p",
+    "slice", "dynamic_slice", "dynamic_update_slice", "pad", "rev", "concatenate", "split", "gather", "select_n",
+    "max", "min", "reduce_min", "device_put", "optimization_barrier", "sharding_constraint", "pvary", "pcast",
+})  # fmt: skip
+"""Operations that copy values to other places, or choose among them."""
+
+
+def four_steps(layer: Layer, parts: Sequence[tuple[Any, Any]], R: jax.Array, eps: "float | Stabilizer" = 0.0) -> Any:
+    """Redistributes relevance in the four steps of every LRP rule.
+
+    With modified inputs a_i and parameters p_i, `z = sum_i layer(a_i, p_i)` and `R_in = sum_i a_i * dz/da_i^T (R / z)`.
+
+    Args:
+        layer: the pure function `(a, params) -> z`.
+        parts: the pairs (a_i, p_i); most rules have one.
+        R: relevance of the outputs, shaped as z.
+        eps: stabilizer of the denominator; where it leaves an exact zero, that output's relevance is dropped.
+
+    Returns:
+        Relevance of the inputs, shaped as each a_i.
+
+    Montavon et al. 2019, "Layer-Wise Relevance Propagation: An Overview", section 10.2.2.
+    """
+    inputs, params = zip(*parts, strict=True)
+
+    def forward(inputs):
+        return functools.reduce(jnp.add, map(layer, inputs, params))
+
+    z, back = jax.vjp(forward, inputs)  # 1. forward
+    s = _divide(R, as_stabilizer(eps)(z))  # 2. element-wise division
+    (c,) = back(s)  # 3. backward
+    return functools.reduce(_add, map(_multiply, inputs, c))  # 4. element-wise product
+
+
+class _Brief:
+    """Prints a rule in few words: `str` leaves out what has its default, and rounds; `repr` says all."""
+
+    def __str__(self):
+        shown = []
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            value = getattr(self, field.name)
+            minor = field.kw_only or isinstance(value, bool | str | None)
+            if field.repr and not (minor and value == field.default):
+                shown.append(field.name if value is True else f"{field.name}={_brief(value)}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"<{'x'.join(map(str, value.shape))}>"
+    if isinstance(value, tuple):
+        return f"({' '.join(map(_brief, value))})"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stabilizer(_Brief):
+    """Keeps a denominator away from zero: `z + eps * sign(z)`, with sign(0) = 1.
+
+    Attributes:
+        eps: the distance kept; with `norm`, a multiple of the root mean square of z.
+        mode: `signed` z + eps sign(z); `unsigned` z + eps; `clip` sign(z) max(|z|, eps); `at_zero` eps where z = 0.
+        norm: None; `sample`, the root mean square over all axes but the first; `tensor`, over all axes.
+    """
+
+    eps: float = 1e-6
+    mode: str = "signed"
+    norm: str | None = None
+
+    def __post_init__(self):
+        if self.mode not in ("signed", "unsigned", "clip", "at_zero"):
+            raise ValueError(f"Stabilizer mode {self.mode!r}: expected 'signed', 'unsigned', 'clip' or 'at_zero'.")
+        if self.norm not in (None, "sample", "tensor"):
+            raise ValueError(f"Stabilizer norm {self.norm!r}: expected None, 'sample' or 'tensor'.")
+
+    def __call__(self, z: jax.Array) -> jax.Array:
+        if isinstance(self.eps, int | float) and self.eps == 0:
+            return z
+        eps = jnp.asarray(self.eps, z.dtype)
+        if self.norm is not None:
+            axes = None if self.norm == "tensor" else tuple(range(1, z.ndim))
+            eps = eps * jnp.sqrt(jnp.mean(jnp.square(z), axis=axes, keepdims=True))
+        one = jnp.ones((), z.dtype)
+        match self.mode:
+            case "signed":
+                return z + jnp.where(z < 0, -eps, eps)
+            case "unsigned":
+                return z + eps
+            case "clip":
+                return jnp.where(z < 0, -one, one) * jnp.maximum(jnp.abs(z), eps)
+        return jnp.where(z == 0, eps, z)
+
+
+def as_stabilizer(eps: float | Stabilizer) -> Stabilizer:
+    """A number as the signed stabilizer of that size."""
+    return eps if isinstance(eps, Stabilizer) else Stabilizer(eps)
+
+
+# Modified inputs and parameters. Trees, so that they serve a lone array, several inputs, and (w, b) with or without b.
+def _map(f):
+    return functools.partial(jax.tree.map, f)
+
+
+positive = _map(lambda x: jnp.maximum(x, jnp.zeros((), x.dtype)))
+negative = _map(lambda x: jnp.minimum(x, jnp.zeros((), x.dtype)))
+_ones = _map(jnp.ones_like)
+_negate = _map(jnp.negative)
+_square = _map(jnp.square)
+_add = _map(jnp.add)
+_multiply = _map(jnp.multiply)
+
+
+def _divide(R, z):
+    """R / z, and 0 where z is 0 or too small to divide by."""
+    dead = jnp.abs(z) < jnp.finfo(z.dtype).tiny
+    return jnp.where(dead, jnp.zeros((), z.dtype), R / jnp.where(dead, jnp.ones((), z.dtype), z))
+
+
+def _without_bias(params):
+    return params[0], None
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearRule(_Brief):
+    """What all rules of linear layers share; a rule adds `__call__`, and the fields it needs.
+
+    Attributes:
+        eps: stabilizer of the denominator, a number (signed) or a `Stabilizer`.
+        bias: `absorb`, the bias keeps its share of relevance; `ignore`, the rule sees no bias.
+    """
+
+    eps: float | Stabilizer = dataclasses.field(default=1e-6, kw_only=True)
+    bias: str = dataclasses.field(default="absorb", kw_only=True)
+
+    fits: ClassVar[frozenset[str]] = LINEAR
+    multiplicative: ClassVar[bool] = True
+    """Whether an input of zero gets no relevance."""
+
+    def __post_init__(self):
+        if self.bias not in ("absorb", "ignore"):
+            raise ValueError(f"{type(self).__name__} bias {self.bias!r}: expected 'absorb' or 'ignore'.")
+
+    def __call__(self, layer: Layer, a: Any, params: Any, R: jax.Array) -> Any:
+        """Relevance of the inputs `a`, given `R`, the relevance of `z = layer(a, params)`."""
+        raise NotImplementedError
+
+    def sees(self, params: Any) -> Any:
+        """The parameters that the rule works with: those of the layer, or those without the bias."""
+        return _without_bias(params) if self.bias == "ignore" else params
+
+    def assuming(self, *, nonnegative: bool, relevant_above_zero: bool) -> "LinearRule":
+        """An equal rule with less work, where inputs are never negative, or outputs <= 0 carry no relevance."""
+        del nonnegative, relevant_above_zero
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class Epsilon(LinearRule):
+    """LRP-epsilon: a_j sum_k w_jk R_k / (z_k + eps sign z_k).
+
+    Bach et al. 2015, "On Pixel-Wise Explanations", eq. 58; Montavon et al. 2019, section 10.2.1.
+    """
+
+    eps: float | Stabilizer = 1e-6
+
+    def __call__(self, layer, a, params, R):
+        return four_steps(layer, [(a, self.sees(params))], R, self.eps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Zero(Epsilon):
+    """LRP-0: a_j sum_k w_jk R_k / z_k; outputs that are exactly zero hand nothing on.
+
+    Bach et al. 2015, eq. 56; Montavon et al. 2019, section 10.2.1.
+    """
+
+    eps: float | Stabilizer = dataclasses.field(default=0.0, kw_only=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Norm(Epsilon):
+    """Each input its share of the sum: a_j w_jk / z_k, for average pools, sums and residual additions.
+
+    Bach et al. 2015, eq. 56, where the weights are the layer's own fixed coefficients.
+    """
+
+    eps: float | Stabilizer = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Gamma(LinearRule):
+    """LRP-gamma: a_j sum_k (w + gamma w+)_jk R_k / sum_j a_j (w + gamma w+)_jk, the bias boosted alike.
+
+    Generalized, for inputs of any sign: where z > 0, positive inputs meet w + gamma w+ and negative ones
+    w + gamma w-; where z < 0, the other way round; where z = 0, nothing is handed on.
+
+    Attributes:
+        gamma: how much positive contributions are favoured.
+        generalized: False takes the first formula whatever the signs.
+        nonnegative: promises that no input is negative, which saves passes.
+
+    Montavon et al. 2019, section 10.2.1; generalized: Andeol et al. 2021, "Learning Domain Invariant
+    Representations by Joint Wasserstein Distance Minimization", appendix.
+    """
+
+    gamma: float = 0.25
+    generalized: bool = True
+    nonnegative: bool = False
+
+    def __call__(self, layer, a, params, R):
+        seen = self.sees(params)
+        favour = functools.partial(jax.tree.map, lambda p, favoured: p + self.gamma * favoured)
+        boosted = favour(seen, positive(seen))
+        if not self.generalized:
+            return four_steps(layer, [(a, boosted)], R, self.eps)
+        damped = favour(seen, negative(seen))
+        z, zero = layer(a, params), jnp.zeros((), R.dtype)
+        if self.nonnegative:
+            above, below = [(a, boosted)], [(a, damped)]
+        else:
+            above = [(positive(a), boosted), (negative(a), _without_bias(damped))]
+            below = [(positive(a), damped), (negative(a), _without_bias(boosted))]
+        return _add(
+            four_steps(layer, above, jnp.where(z > 0, R, zero), self.eps),
+            four_steps(layer, below, jnp.where(z < 0, R, zero), self.eps),
+        )
+
+    def assuming(self, *, nonnegative, relevant_above_zero):
+        simple = nonnegative and relevant_above_zero
+        return dataclasses.replace(self, nonnegative=nonnegative, generalized=self.generalized and not simple)
+
+
+@dataclasses.dataclass(frozen=True)
+class AlphaBeta(LinearRule):
+    """LRP-alpha-beta: positive contributions times alpha, negative ones times -beta, alpha - beta = 1.
+
+    alpha [a+ w+ + a- w-] / sum(a+ w+ + a- w- + b+)  -  beta [a+ w- + a- w+] / sum(a+ w- + a- w+ + b-).
+
+    Attributes:
+        alpha, beta: the two factors.
+        nonnegative: promises that no input is negative, which halves the passes.
+
+    Bach et al. 2015, eq. 60.
+    """
+
+    alpha: float = 2.0
+    beta: float = 1.0
+    nonnegative: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if abs(self.alpha - self.beta - 1) > 1e-9 or self.beta < 0:
+            raise ValueError(f"alpha - beta must be 1 and beta >= 0; got alpha={self.alpha}, beta={self.beta}.")
+
+    def __call__(self, layer, a, params, R):
+        params = self.sees(params)
+        w_pos, w_neg = positive(params), negative(params)
+
+        def side(w_same, w_other):
+            if self.nonnegative:
+                return four_steps(layer, [(a, w_same)], R, self.eps)
+            parts = [(positive(a), w_same), (negative(a), _without_bias(w_other))]
+            return four_steps(layer, parts, R, self.eps)
+
+        activating = side(w_pos, w_neg)
+        if self.beta == 0:
+            return activating
+        inhibiting = side(w_neg, w_pos)
+        return jax.tree.map(lambda p, n: self.alpha * p - self.beta * n, activating, inhibiting)
+
+    def assuming(self, *, nonnegative, relevant_above_zero):
+        return dataclasses.replace(self, nonnegative=nonnegative)
+
+
+@dataclasses.dataclass(frozen=True)
+class ZPlus(AlphaBeta):
+    """The z+ rule, LRP-alpha-beta with alpha = 1, beta = 0: positive contributions alone.
+
+    Montavon et al. 2017, "Explaining NonLinear Classification Decisions with Deep Taylor Decomposition",
+    section 4.
+    """
+
+    alpha: float = dataclasses.field(default=1.0, init=False, repr=False)
+    beta: float = dataclasses.field(default=0.0, init=False, repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class ZBox(LinearRule):
+    """The z^B rule, for inputs in a box: (a w - l w+ - h w-)_jk R_k / sum_j (a w - l w+ - h w-)_jk.
+
+    Attributes:
+        low, high: the smallest and largest value an input can have; one number, one for each channel (last axis),
+            or any array that broadcasts to the input.
+
+    Montavon et al. 2017, section 4.
+    """
+
+    low: Any = 0.0
+    high: Any = 1.0
+
+    multiplicative: ClassVar[bool] = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        low, high = np.asarray(self.low), np.asarray(self.high)
+        if not np.all(low <= high):
+            raise ValueError("ZBox low must not exceed high: they bound the values that inputs can have.")
+        for name, bound in (("low", low), ("high", high)):  # small bounds as tuples, so that rules print and compare
+            if bound.ndim <= 1:
+                object.__setattr__(self, name, float(bound) if bound.ndim == 0 else tuple(map(float, bound)))
+
+    def __call__(self, layer, a, params, R):
+        low, high = (_map(lambda x, v=v: jnp.broadcast_to(jnp.asarray(v, x.dtype), x.shape))(a) for v in (self.low, self.high))
+        w = _without_bias(params)
+        return four_steps(layer, [(a, w), (low, _negate(positive(w))), (high, _negate(negative(w)))], R, self.eps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flat(LinearRule):
+    """The flat rule: every input that reaches an output gets the same share, R_k / fan-in.
+
+    Lapuschkin et al. 2019, "Unmasking Clever Hans Predictors", methods.
+    """
+
+    multiplicative: ClassVar[bool] = False
+
+    def __call__(self, layer, a, params, R):
+        return four_steps(layer, [(_ones(a), _ones(_without_bias(params)))], R, self.eps)
+
+
+@dataclasses.dataclass(frozen=True)
+class WSquare(LinearRule):
+    """The w^2 rule: w_jk^2 R_k / sum_j w_jk^2, for inputs that can have any value.
+
+    Montavon et al. 2017, section 4.
+    """
+
+    multiplicative: ClassVar[bool] = False
+
+    def __call__(self, layer, a, params, R):
+        return four_steps(layer, [(_ones(a), _square(self.sees(params)))], R, self.eps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass(_Brief):
+    """Relevance unchanged, for activations: R_in = R. Input and output need the same shape.
+
+    Bach et al. 2015, section "Pixel-wise decomposition for multilayer networks".
+    """
+
+    def __call__(self, layer: Layer, a: Any, params: Any, R: jax.Array) -> Any:
+        del layer, params
+        shapes = [x.shape for x in jax.tree.leaves(a)]
+        if shapes != [R.shape]:
+            raise ValueError(f"Pass hands relevance on unchanged, but inputs {shapes} differ from output {R.shape}.")
+        return jax.tree.map(lambda x: R.astype(x.dtype), a)
+
+
+@dataclasses.dataclass(frozen=True)
+class Route(_Brief):
+    """Relevance follows the values: where an output is a copy of an input, that input gets its relevance.
+
+    For operations that only move or choose values: reshape, transpose, slice, pad, concatenate, select.
+    """
+
+    fits: ClassVar[frozenset[str]] = MOVES | {"max_pool"}
+
+    def __call__(self, layer: Layer, a: Any, params: Any, R: Any) -> Any:
+        return jax.vjp(lambda a: layer(a, params), a)[1](R)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class WinnerTakeAll(Route):
+    """A max-pool's relevance goes to the input that won.
+
+    Bach et al. 2015, section "Pixel-wise decomposition for multilayer networks".
+    """
+
+    fits: ClassVar[frozenset[str]] = frozenset({"max_pool"})
+
+
+@dataclasses.dataclass(frozen=True)
+class AveragePool(_Brief):
+    """A max-pool's relevance is shared as if it were an average pool: a_j / sum_j a_j within each window.
+
+    The layer must bring the average over its windows as `layer.average(a, params)`; those of a plan do.
+
+    Montavon et al. 2019, section 10.3.
+    """
+
+    eps: float | Stabilizer = 0.0
+
+    fits: ClassVar[frozenset[str]] = frozenset({"max_pool"})
+    multiplicative: ClassVar[bool] = True
+
+    def __call__(self, layer: Layer, a: Any, params: Any, R: jax.Array) -> Any:
+        return four_steps(layer.average, [(a, params)], R, self.eps)  # pyright: ignore[reportFunctionMemberAccess]

@@ -1,0 +1,157 @@
+"""`lrp`: the relevance of a function's input, as a transformation of the function.
+
+The plan's steps run forward, each wrapped so that its cotangent is relevance; `jax.vjp` of that is the backward pass.
+Where relevance only follows values (reshapes, max-pools, a value read twice), its own derivative is already right.
+"""
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lrp_jax import _compat, _plan, _trace, outputs, rules
+from lrp_jax.composites import as_composite
+
+
+def lrp(
+    fn: Callable[..., jax.Array],
+    composite: Any,
+    *,
+    argnum: int = -1,
+    output: Callable[[jax.Array, jax.Array], jax.Array] = outputs.logit,
+    layers: bool = False,
+) -> Callable[..., Any]:
+    """Turns a function into one that returns the relevance of an argument: what `jax.grad` is for gradients.
+
+    Each layer hands the relevance of its outputs to its inputs by its rule, in the basic case
+    `R_j = a_j sum_k w_jk R_k / z_k`, from the output down to the explained argument.
+
+    Args:
+        fn: any JAX function `fn(*args) -> logits (..., K)`; Flax's `model.apply`, for example.
+        composite: a `Composite`, a list of `(selector, rule)`, or one rule for all layers with weights.
+        argnum: which argument is explained, by default the last; all others are constants to relevance.
+        output: where relevance starts, a function `(logits, target) -> R` such as those of `lrp_jax.outputs`.
+        layers: whether to return the relevance at each layer too.
+
+    Returns:
+        `explain(*args, target=None, relevance=None)`, compiled on its first call for each set of shapes.
+        `target` is an int, or an array of ints of the logits' leading shape; None explains the highest logit of each
+        example. `relevance`, shaped as the logits, takes the place of `output(logits, target)`. The result has the
+        explained argument's shape and dtype. With `layers=True` it is a pair: that, and a dict in forward order from
+        the name of each layer to the relevance at its input, and from `output` to where relevance started.
+        A `target` that is out of range raises IndexError; where its value is not known (in `jit`), relevance is NaN.
+
+    Raises (on the first call for each set of shapes):
+        UncoveredOpError: relevance would have to pass an operation without a rule.
+        ValueError, TypeError: the composite, target or relevance does not fit the function.
+
+    Bach et al. 2015, "On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance
+    Propagation"; Montavon et al. 2019, "Layer-Wise Relevance Propagation: An Overview".
+    """
+    composite = as_composite(composite)
+
+    @jax.jit
+    def compiled(args, target, relevance):
+        plan = _plan.make_plan(_trace.trace(fn, args, argnum), composite)
+        flat, start = jax.tree.leaves(args), plan.graph.explained
+        explained, tree = jax.tree.flatten(args[argnum])
+        named = [step for step in plan.steps if layers and step.named]
+        taps = OrderedDict((step.name, _compat.zeros(step.inputs[0].aval)) for step in named)
+
+        def forward(explained, taps):
+            return _run(plan, [*flat[: start.start], *explained, *flat[start.stop :]], taps)
+
+        logits, back = jax.vjp(forward, explained, taps)
+        R = _start(output, logits, target) if relevance is None else _checked(relevance, logits)
+        found, at_layers = back(R)
+        found = jax.tree.unflatten(tree, found)
+        at_layers[_plan.OUTPUT] = R
+        return (found, at_layers) if layers else found, _Shape(logits.shape)
+
+    def explain(*args, target=None, relevance=None):
+        if target is not None and relevance is not None:
+            raise TypeError("give either target or relevance; relevance already says where to start.")
+        found, logits = compiled(args, target, relevance)
+        if isinstance(target, int | np.ndarray | np.generic):
+            _check_range(np.asarray(target), logits.shape[-1])
+        return found
+
+    return explain
+
+
+def _run(plan: _plan.Plan, leaves: Sequence[Any], taps: dict[str, jax.Array]) -> jax.Array:
+    """The function itself, step by step, its cotangents replaced by relevance."""
+    env = dict(zip(plan.graph.inputs, leaves, strict=True))
+    read = _trace.reader(env)
+    ends = {step.ops[-1]: step for step in plan.steps}
+    for op in plan.graph.ops:
+        if step := ends.get(op):
+            a = [read(v) for v in step.inputs]
+            if step.name in taps:
+                a = [a[0] + taps[step.name]]
+            results = _carry_relevance(step)(a if len(a) > 1 else a[0], step.params(read))
+            env.update(zip(step.outputs, [results] if len(step.outputs) == 1 else results, strict=True))
+        elif not op.live:
+            env.update(zip(op.outputs, op(read), strict=True))
+    return read(plan.graph.output)
+
+
+def _carry_relevance(step: _plan.Step) -> Callable[[Any, Any], Any]:
+    """The step as a function whose cotangent is relevance."""
+    if isinstance(step.rule, rules.Route):
+        return step.layer
+
+    def backward(saved, R):
+        a, params = saved
+        found = step.rule(step.layer, a, params, R)
+        if (given := jax.tree.map(jnp.shape, found)) != (expected := jax.tree.map(jnp.shape, a)):
+            raise ValueError(f"{step.rule} returned relevance of shape {given} for {step.name or step.op}; expected {expected}.")
+        return jax.tree.map(lambda r, x: r.astype(x.dtype), found, a), None
+
+    wrapped = jax.custom_vjp(step.layer)
+    wrapped.defvjp(lambda a, params: (step.layer(a, params), (a, params)), backward)
+    return wrapped
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Shape:
+    """The logits' shape, handed out of the compiled function without an array."""
+
+    shape: tuple[int, ...]
+
+
+def _start(output, logits, target):
+    if logits.ndim == 0:
+        raise ValueError("the function returned a scalar, but a target counts along an axis of classes; return shape (1,).")
+    if target is None:
+        target = jnp.argmax(logits, axis=-1)
+    target = jnp.asarray(target)
+    batch = logits.shape[:-1]
+    if not jnp.issubdtype(target.dtype, jnp.integer):
+        raise TypeError(f"target must be an int or an array of ints, one for each example; got dtype {target.dtype}.")
+    if target.shape not in ((), batch):
+        raise ValueError(f"target has shape {target.shape}; expected () or {batch}, one class for each example.")
+    target = jnp.broadcast_to(target, batch)
+    R = output(logits, target)
+    if R.shape != logits.shape:
+        raise ValueError(f"output returned relevance of shape {R.shape}; expected the logits' {logits.shape}.")
+    known = (target >= 0) & (target < logits.shape[-1])
+    return jnp.where(known[..., None], R, jnp.nan).astype(logits.dtype)
+
+
+def _checked(relevance, logits):
+    relevance = jnp.asarray(relevance)
+    if relevance.shape != logits.shape:
+        raise ValueError(f"relevance has shape {relevance.shape}; expected the logits' {logits.shape}.")
+    return relevance.astype(logits.dtype)
+
+
+def _check_range(target: np.ndarray, classes: int) -> None:
+    wrong = target[(target < 0) | (target >= classes)]
+    if wrong.size:
+        raise IndexError(f"target {wrong.flat[0]} is out of range; expected 0 to {classes - 1}.")

@@ -1,0 +1,122 @@
+"""Rebuilds vgg16_imagenette.safetensors: VGG-16's real convolutions, and three dense layers trained for ten classes.
+
+    python weights/train_vgg16_imagenette.py CONVOLUTIONS.npz IMAGENETTE DESTINATION.safetensors [--cache FOLDER]
+
+CONVOLUTIONS.npz holds torchvision's 13 convolutions as Conv_0..Conv_12/{kernel,bias} (HWIO, float32); IMAGENETTE is
+the folder with train/<wnid>/* and val/<wnid>/*. The convolutions are never trained: what they make of each photograph
+and its mirror image is computed once, and kept in the cache.
+"""
+
+import argparse
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from PIL import ImageOps
+from tqdm import tqdm, trange
+
+from lrp_jax import images, weights
+from lrp_jax.models.vgg16_imagenette import MODEL
+
+SEED, EPOCHS, BATCH, RATE, DECAY, DROPOUT = 0, 12, 128, 1e-4, 1e-2, 0.5
+CONVOLUTIONS = [f"conv{i}_{j}" for i, stage in enumerate(MODEL.network.stages, 1) for j, _ in enumerate(stage, 1)]
+
+
+class Head(nn.Module):
+    """The network's dense layers, with dropout before the hidden ones while training."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        for k, width in enumerate(MODEL.network.hidden, 6):
+            x = nn.Dropout(DROPOUT, deterministic=not train)(x)
+            x = nn.relu(nn.Dense(width, name=f"fc{k}")(x))
+        return nn.Dense(MODEL.network.classes, name="fc8")(x)
+
+
+def read_convolutions(path):
+    """The convolutions under the names of the paper, as the float16 that is shipped."""
+    with np.load(path) as arrays:
+        return {
+            name: {leaf: arrays[f"Conv_{i}/{leaf}"].astype(np.float16) for leaf in ("kernel", "bias")}
+            for i, name in enumerate(CONVOLUTIONS)
+        }
+
+
+def pool5(convolutions):
+    """The function from images (N, 224, 224, 3) to the input of the first dense layer (N, 25088)."""
+    convolutions = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), convolutions)
+    return jax.jit(lambda x: MODEL.network.apply({"params": convolutions}, x, method="features"))
+
+
+def features(convolutions, folder, mirrored, file):
+    """float16 inputs of the first dense layer for all photographs of a folder, and their labels."""
+    wnids = [wnid for wnid, _ in MODEL.classes]
+    found = [(path, label) for label, wnid in enumerate(wnids) for path in sorted((folder / wnid).iterdir())]
+    if not file.exists():
+        run, rows = pool5(convolutions), []
+        for start in trange(0, len(found), 4, desc=file.stem):
+            crops = [MODEL.preprocessing.cut(images.read(path)) for path, _ in found[start : start + 4]]
+            crops = map(ImageOps.mirror, crops) if mirrored else crops
+            rows.append(np.asarray(run(np.stack([MODEL.preprocessing.normalize(c) for c in crops])), np.float16))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, np.concatenate(rows))
+    return np.load(file), np.array([label for _, label in found])
+
+
+def train(x, y):
+    """The head's params after AdamW on cross-entropy, with a rate that falls to zero along a cosine."""
+    head, key = Head(), jax.random.key(SEED)
+    params = head.init(key, jnp.zeros((1, x.shape[1])), train=False)
+    steps = EPOCHS * (len(x) // BATCH)
+    optimizer = optax.adamw(optax.cosine_decay_schedule(RATE, steps), weight_decay=DECAY)
+
+    def loss(params, x, y, key):
+        logits = head.apply(params, x, train=True, rngs={"dropout": key})
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+    @jax.jit
+    def update(params, state, x, y, key):
+        value, grads = jax.value_and_grad(loss)(params, x, y, key)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    state, order = optimizer.init(params), np.random.default_rng(SEED)
+    with tqdm(total=steps, desc="head") as progress:
+        for epoch in range(EPOCHS):
+            for batch in np.array_split(order.permutation(len(x)), len(x) // BATCH):
+                key, now = jax.random.split(key)
+                params, state, value = update(params, state, x[batch].astype(np.float32), y[batch], now)
+                progress.set_postfix(epoch=epoch, loss=f"{value:.3f}", refresh=False)
+                progress.update()
+    return jax.tree.map(lambda p: np.asarray(p, np.float16), params["params"])
+
+
+def accuracy(params, x, y):
+    """Share of photographs whose highest logit is the true class."""
+    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
+    logits = np.concatenate([Head().apply({"params": params}, b.astype(np.float32), train=False) for b in np.array_split(x, 8)])
+    return float((logits.argmax(-1) == y).mean())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("convolutions", type=Path)
+    parser.add_argument("imagenette", type=Path)
+    parser.add_argument("destination", type=Path)
+    parser.add_argument("--cache", type=Path, default=Path("imagenette-features"))
+    options = parser.parse_args()
+    convolutions = read_convolutions(options.convolutions)
+    plain, labels = features(convolutions, options.imagenette / "train", False, options.cache / "train.npy")
+    mirrored, _ = features(convolutions, options.imagenette / "train", True, options.cache / "train_mirrored.npy")
+    held_out, truth = features(convolutions, options.imagenette / "val", False, options.cache / "val.npy")
+    head = train(np.concatenate([plain, mirrored]), np.concatenate([labels, labels]))
+    share = accuracy(head, held_out, truth)
+    weights.save(options.destination, convolutions | head, {**MODEL.about, "accuracy": f"{share:.4f} of {len(truth)}"})
+    print(f"{options.destination}: {share:.2%} of {len(truth)} validation photographs")
+
+
+if __name__ == "__main__":
+    main()
