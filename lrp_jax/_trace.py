@@ -114,7 +114,7 @@ def trace(fn: Callable, args: Sequence[Any], argnum: int) -> Graph:
             one floating-point array.
         IndexError: no such argument.
     """
-    argnum = _checked_argnum(args, argnum)
+    argnum = check(args, argnum)
     closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
     if not (isinstance(shape, jax.ShapeDtypeStruct) and jnp.issubdtype(shape.dtype, jnp.floating)):
         raise TypeError(
@@ -135,9 +135,11 @@ def trace(fn: Callable, args: Sequence[Any], argnum: int) -> Graph:
     return Graph(values, explained, ops, output, users)
 
 
-def _checked_argnum(args, argnum):
+def check(args: Sequence[Any], argnum: int) -> int:
+    """The explained argument, counted from 0; raises as `trace` does where the arguments cannot be explained."""
     if not -len(args) <= argnum < len(args):
         raise IndexError(f"argnum={argnum}, but the function was called with {len(args)} arguments.")
+    argnum %= len(args)
     for i, arg in enumerate(args):
         for leaf in jax.tree.leaves(arg):
             if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
@@ -145,13 +147,12 @@ def _checked_argnum(args, argnum):
                     f"argument {i} holds {leaf!r}, which is not an array; fix such arguments beforehand, "
                     "for example with functools.partial."
                 )
-    for leaf in jax.tree.leaves(args[argnum]):
-        if not jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.floating):
-            raise TypeError(
-                f"the explained argument {argnum} has dtype {dtype}; relevance is shared among floating-point numbers, "
-                "so convert it first, or explain what it is turned into (an embedding, say)."
-            )
-    return argnum % len(args)
+            if i == argnum and not jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.floating):
+                raise TypeError(
+                    f"the explained argument {i} has dtype {dtype}; relevance is shared among floating-point numbers, "
+                    "so convert it first, or explain what it is turned into (an embedding, say)."
+                )
+    return argnum
 
 
 def _describe(shape):

@@ -140,6 +140,11 @@ def _divide(R, z):
     return jnp.where(dead, jnp.zeros((), z.dtype), R / jnp.where(dead, jnp.ones((), z.dtype), z))
 
 
+def _filled(a, value):
+    """`value` in the shape of `a`; added to zeros of `a`, so that it varies over a mesh where `a` does."""
+    return jax.tree.map(lambda x: jnp.zeros_like(x) + jnp.broadcast_to(jnp.asarray(value, x.dtype), x.shape), a)
+
+
 def _without_bias(params):
     return params[0], None
 
@@ -334,7 +339,7 @@ class ZBox(LinearRule):
                 object.__setattr__(self, name, float(bound) if bound.ndim == 0 else tuple(map(float, bound)))
 
     def __call__(self, layer, a, params, R):
-        low, high = (_map(lambda x, v=v: jnp.broadcast_to(jnp.asarray(v, x.dtype), x.shape))(a) for v in (self.low, self.high))
+        low, high = _filled(a, self.low), _filled(a, self.high)
         w = _without_bias(params)
         return four_steps(layer, [(a, w), (low, _negate(positive(w))), (high, _negate(negative(w)))], R, self.eps)
 

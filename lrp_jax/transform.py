@@ -75,6 +75,7 @@ def lrp(
     def explain(*args, target=None, relevance=None):
         if target is not None and relevance is not None:
             raise TypeError("give either target or relevance; relevance already says where to start.")
+        _trace.check(args, argnum)
         found, logits = compiled(args, target, relevance)
         if isinstance(target, int | np.ndarray | np.generic):
             _check_range(np.asarray(target), logits.shape[-1])

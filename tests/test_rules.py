@@ -1,0 +1,243 @@
+"""Each rule against fractions derived by hand, and against explicit sums over the full matrix of any linear layer."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lrp_jax
+from lrp_jax import rules
+from lrp_jax.rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, Pass, Stabilizer, WSquare, ZBox, Zero, ZPlus, four_steps
+
+
+def dense(a, params):
+    w, b = params
+    z = a @ w
+    return z if b is None else z + b[None]
+
+
+# z = [2 + 2 + 1, -2 + 3 - 2] = [5, -1]
+A, W, B, R = np.array([[2.0, 1.0]]), np.array([[1.0, -1.0], [2.0, 3.0]]), np.array([1.0, -2.0]), np.array([[10.0, 3.0]])
+
+BY_HAND = {
+    "zero": (Zero(), [2 * 10 / 5 + -2 * 3 / -1, 2 * 10 / 5 + 3 * 3 / -1]),
+    "epsilon": (Epsilon(1.0), [2 * 10 / 6 + -2 * 3 / -2, 2 * 10 / 6 + 3 * 3 / -2]),
+    "epsilon without bias": (Epsilon(0, bias="ignore"), [2 * 10 / 4 + -2 * 3 / 1, 2 * 10 / 4 + 3 * 3 / 1]),
+    # w + w+ = [[2, -1], [4, 6]], b + b+ = [2, -2]: z = [10, 2]
+    "gamma": (Gamma(1.0, generalized=False, eps=0), [4 * 10 / 10 + -2 * 3 / 2, 4 * 10 / 10 + 6 * 3 / 2]),
+    # the second output is negative: w + w- = [., [-2, 3]], b + b- = -4: z = -5
+    "gamma, generalized": (Gamma(1.0, eps=0), [4 * 10 / 10 + -4 * 3 / -5, 4 * 10 / 10 + 3 * 3 / -5]),
+    # positive parts [2 + 2 + 1, 3], negative parts [0, -2 - 2]
+    "alpha-beta": (AlphaBeta(2, 1, eps=0), [2 * 2 * 10 / 5 - -2 * 3 / -4, 2 * 2 * 10 / 5 + 2 * 3 * 3 / 3]),
+    "z+": (ZPlus(eps=0), [2 * 10 / 5, 2 * 10 / 5 + 3 * 3 / 3]),
+    "z+ without bias": (ZPlus(eps=0, bias="ignore"), [2 * 10 / 4, 2 * 10 / 4 + 3 * 3 / 3]),
+    # a w - l w+ - h w-: [[3, 1], [4, 6]]
+    "z^B": (ZBox(-1.0, 3.0, eps=0), [3 * 10 / 7 + 1 * 3 / 7, 4 * 10 / 7 + 6 * 3 / 7]),
+    "flat": (Flat(eps=0), [10 / 2 + 3 / 2, 10 / 2 + 3 / 2]),
+    # w^2 = [[1, 1], [4, 9]], b^2 = [1, 4]
+    "w^2": (WSquare(eps=0), [1 * 10 / 6 + 1 * 3 / 14, 4 * 10 / 6 + 9 * 3 / 14]),
+    "norm": (Norm(), [2 * 10 / 5 + -2 * 3 / -1, 2 * 10 / 5 + 3 * 3 / -1]),
+    "pass": (Pass(), [10, 3]),
+}
+
+
+@pytest.mark.parametrize(("rule", "expected"), BY_HAND.values(), ids=BY_HAND)
+def test_fractions_by_hand(rule, expected):
+    np.testing.assert_allclose(rule(dense, A, (W, B), R), [expected], rtol=1e-14)
+
+
+def test_generalized_gamma_of_a_negative_input_by_hand():
+    a = np.array([[2.0, -1.0]])  # z = [2 - 2 + 1, -2 - 3 - 2] = [1, -7]
+    # first output, z > 0: 2 w + w+ = 4, -1 w + w- = -2, bias 2; second, z < 0: 2 (w + w-) = -4, -1 (w + w+) = -6, bias -4
+    expected = [4 * 10 / 4 + -4 * 3 / -14, -2 * 10 / 4 + -6 * 3 / -14]
+    np.testing.assert_allclose(Gamma(1.0, eps=0)(dense, a, (W, B), R), [expected], rtol=1e-14)
+
+
+STABILIZED = {  # of z = [-2, 0, 1], whose root mean square is sqrt(5 / 3)
+    "signed": (Stabilizer(0.5), [-2.5, 0.5, 1.5]),
+    "unsigned": (Stabilizer(0.5, mode="unsigned"), [-1.5, 0.5, 1.5]),
+    "clip": (Stabilizer(1.5, mode="clip"), [-2, 1.5, 1.5]),
+    "at zero": (Stabilizer(0.5, mode="at_zero"), [-2, 0.5, 1]),
+    "none": (Stabilizer(0.0), [-2, 0, 1]),
+    "rms": (Stabilizer(3.0, norm="sample"), [-2 - 15**0.5, 15**0.5, 1 + 15**0.5]),
+}
+
+
+@pytest.mark.parametrize(("stabilizer", "expected"), STABILIZED.values(), ids=STABILIZED)
+def test_stabilizers(stabilizer, expected):
+    np.testing.assert_allclose(stabilizer(jnp.array([[-2.0, 0.0, 1.0]])), [expected], rtol=1e-14)
+
+
+def test_root_mean_square_over_the_sample_or_the_tensor():
+    z = np.array([[3.0, 4.0], [0.0, 0.0]])
+    np.testing.assert_allclose(Stabilizer(2.0, norm="sample")(z), z + 2 * np.sqrt([[12.5], [0.0]]))
+    np.testing.assert_allclose(Stabilizer(2.0, norm="tensor")(z), z + 2 * np.sqrt(6.25))
+
+
+# Any layer against explicit sums over its matrix M (in, out) and its constant b (out)
+def conv(dims=2, **options):
+    spec = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}[dims]
+
+    def layer(a, params):
+        w, b = params
+        settings = {"window_strides": (1,) * dims, "padding": "SAME"} | options
+        z = jax.lax.conv_general_dilated(a, w, dimension_numbers=spec, **settings)
+        return z if b is None else z + b.reshape((1,) * (dims + 1) + (-1,))
+
+    return layer
+
+
+LAYERS = {  # layer, input, kernel, bias
+    "dense": (dense, (2, 5), (5, 3), 3),
+    "conv": (conv(), (2, 4, 4, 3), (3, 3, 3, 2), 2),
+    "strided": (conv(window_strides=(2, 2), padding="VALID"), (2, 5, 5, 2), (3, 3, 2, 3), 3),
+    "dilated": (conv(rhs_dilation=(2, 2)), (1, 5, 5, 2), (2, 2, 2, 2), 2),
+    "transposed": (conv(lhs_dilation=(2, 2), padding=[(1, 1), (1, 1)]), (1, 3, 3, 2), (2, 2, 2, 2), 2),
+    "depthwise": (conv(feature_group_count=3), (2, 4, 4, 3), (3, 3, 1, 3), 3),
+    "grouped": (conv(feature_group_count=2), (1, 4, 4, 4), (3, 3, 2, 4), 4),
+    "1-d": (conv(1), (2, 6, 2), (3, 2, 2), 2),
+    "3-d": (conv(3), (1, 3, 3, 3, 1), (2, 2, 2, 1, 2), 2),
+}
+
+
+def plus(x):
+    return np.maximum(x, 0)
+
+
+def minus(x):
+    return np.minimum(x, 0)
+
+
+def share(contributions, bias, R, eps):
+    """R_j = sum_k c_jk R_k / (z_k + eps sign z_k), with z_k = sum_j c_jk + bias_k."""
+    z = contributions.sum(0) + bias
+    z = z + np.where(z < 0, -eps, eps)
+    return (contributions * np.where(z == 0, 0, R / np.where(z == 0, 1, z))).sum(1)
+
+
+def explicit(rule, a, M, b, reach, R):
+    """The rule's formula, for one example, on flat arrays."""
+    a, eps = a[:, None], rule.eps
+    if isinstance(rule, Gamma):
+        up, down = M + rule.gamma * plus(M), M + rule.gamma * minus(M)
+        z = (a * M).sum(0) + b
+        above = share(plus(a) * up + minus(a) * down, b + rule.gamma * plus(b), np.where(z > 0, R, 0), eps)
+        return above + share(plus(a) * down + minus(a) * up, b + rule.gamma * minus(b), np.where(z < 0, R, 0), eps)
+    if isinstance(rule, AlphaBeta):
+        positive = share(plus(a * M), plus(b), R, eps)
+        return rule.alpha * positive - rule.beta * share(minus(a * M), minus(b), R, eps)
+    if isinstance(rule, ZBox):
+        return share(a * M - rule.low * plus(M) - rule.high * minus(M), 0 * b, R, eps)
+    if isinstance(rule, Flat):
+        return share(reach, 0 * b, R, eps)
+    if isinstance(rule, WSquare):
+        return share(M**2, b**2, R, eps)
+    return share(a * M, b, R, eps)
+
+
+EVERY = [Zero(), Epsilon(0.3), Gamma(0.5), AlphaBeta(2, 1), AlphaBeta(1.5, 0.5), ZPlus(), ZBox(-3.0, 3.5), Flat(), WSquare(), Norm()]
+
+
+@pytest.mark.parametrize("rule", EVERY, ids=str)
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
+def test_rules_on_layers(rule, name, biased):
+    layer, in_shape, w_shape, width = LAYERS[name]
+    rng = np.random.default_rng(0)
+    a, w, b = (np.round(rng.normal(size=s), 2) for s in (in_shape, w_shape, width))
+    a.flat[::4] = 0
+    b = b if biased else None
+    z = np.asarray(layer(a, (w, b)))
+    R = rng.normal(size=z.shape)
+    found = np.asarray(rule(layer, a, (w, b), R))
+
+    def matrix(w):  # d z_k / d a_j of one example
+        jacobian = jax.jacobian(lambda x: layer(x[None], (w, None))[0])(a[0])
+        return np.asarray(jacobian).reshape(z[0].size, -1).T
+
+    M, reach = matrix(w), matrix(np.ones_like(w))
+    constant = np.asarray(layer(np.zeros_like(a[:1]), (w, b))).ravel()
+    for i in range(len(a)):
+        expected = explicit(rule, a[i].ravel(), M, constant, reach, R[i].ravel())
+        np.testing.assert_allclose(found[i].ravel(), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", [Gamma(0.5), AlphaBeta(2, 1), ZPlus()], ids=str)
+def test_cheaper_forms_are_equal_where_their_promise_holds(rule):
+    layer, in_shape, w_shape, width = LAYERS["conv"]
+    rng = np.random.default_rng(1)
+    a, params = np.abs(rng.normal(size=in_shape)), (rng.normal(size=w_shape), rng.normal(size=width))
+    z = np.asarray(layer(a, params))
+    R = rng.normal(size=z.shape) * (z > 0)
+    general = rule(layer, a, params, R)
+    for facts in ({"nonnegative": True, "relevant_above_zero": False}, {"nonnegative": True, "relevant_above_zero": True}):
+        np.testing.assert_allclose(rule.assuming(**facts)(layer, a, params, R), general, rtol=1e-12, atol=1e-14)
+
+
+def test_users_own_rule_in_ten_lines():
+    @dataclasses.dataclass(frozen=True)
+    class Absolute:
+        """Shares by the absolute value of each contribution, |a_j w_jk|."""
+
+        eps: float = 1e-9
+
+        def __call__(self, layer, a, params, R):
+            w, _ = params
+            return four_steps(layer, [(jnp.abs(a), (jnp.abs(w), None))], R, self.eps)
+
+    x, w = np.array([[1.0, -3.0]]), np.array([[2.0, 1.0], [2.0, -1.0]])
+    found = lrp_jax.lrp(lambda w, x: x @ w, Absolute())(w, x, relevance=np.array([[8.0, 4.0]]))
+    np.testing.assert_allclose(found, [[8 * 2 / 8 + 4 * 1 / 4, 8 * 6 / 8 + 4 * 3 / 4]], rtol=1e-8)
+
+
+def test_rules_print_in_few_words():
+    assert str(Gamma(0.25)) == "Gamma(gamma=0.25)"
+    assert str(Zero()) == "Zero()"
+    assert str(ZBox([-2.1179, -2.0357], 2.5)) == "ZBox(low=(-2.118 -2.036), high=2.5)"
+    assert str(Epsilon(Stabilizer(0.25, norm="sample"))) == "Epsilon(eps=Stabilizer(eps=0.25, norm=sample))"
+    assert repr(Norm()) == "Norm(eps=0.0, bias='absorb')"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AlphaBeta(2, 0.5), "alpha - beta must be 1"),
+        (lambda: ZBox(1, 0), "low must not exceed high"),
+        (lambda: Epsilon(bias="drop"), "expected 'absorb' or 'ignore'"),
+        (lambda: Stabilizer(mode="plus"), "mode 'plus': expected"),
+        (lambda: Stabilizer(norm="batch"), "norm 'batch': expected"),
+        (lambda: Pass()(dense, A, (np.ones((2, 3)), None), np.ones((1, 3))), "Pass hands relevance on unchanged"),
+    ],
+)
+def test_wrong_parameters_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("rule", EVERY, ids=str)
+def test_low_precision_stays_and_is_finite(rule, dtype):
+    a, w, b = (jnp.asarray(x, dtype) for x in (A, W, B))
+    for x in (a, 0 * a, a.at[0, 0].set(0)):
+        found = rule(dense, x, (w, b), jnp.asarray(R, dtype))
+        assert found.dtype == dtype
+        assert jnp.isfinite(found).all()
+
+
+def test_pools_by_rule():
+    x = np.arange(16.0).reshape(1, 4, 4, 1)
+
+    def pool(x):
+        return jax.lax.reduce_window(x, -np.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID").reshape(1, 4)
+
+    R = np.array([[1.0, 2.0, 3.0, 4.0]])
+    winner = np.zeros((4, 4))
+    winner[1::2, 1::2] = [[1, 2], [3, 4]]
+    explain = lrp_jax.lrp(pool, [])
+    np.testing.assert_allclose(np.reshape(explain(x, relevance=R), (4, 4)), winner)
+    sums = np.kron([[0 + 1 + 4 + 5, 2 + 3 + 6 + 7], [8 + 9 + 12 + 13, 10 + 11 + 14 + 15]], np.ones((2, 2)))
+    shared = x.reshape(4, 4) / sums * np.kron([[1, 2], [3, 4]], np.ones((2, 2)))
+    explain = lrp_jax.lrp(pool, [("max_pool_0", rules.AveragePool())])
+    np.testing.assert_allclose(np.reshape(explain(x, relevance=R), (4, 4)), shared)

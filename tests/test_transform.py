@@ -1,0 +1,255 @@
+"""`lrp` as a transformation: conservation, composition with JAX's own transformations, dtypes, targets, errors."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+from networks import cnn, cnn_params, dense, images
+
+import lrp_jax
+from lrp_jax import composites, outputs, rules
+from lrp_jax.composites import kind
+from lrp_jax.models.vgg import VGG
+
+COMPOSITES = {
+    "zero": rules.Zero(),
+    "epsilon_plus": composites.epsilon_plus(),
+    "epsilon_plus_flat": composites.epsilon_plus_flat(),
+    "epsilon_gamma_box": composites.epsilon_gamma_box([-3.0, -3.0], [3.0, 3.5]),
+    "overview_vgg16": composites.overview_vgg16(-3.0, 3.0),
+    "alpha_beta": rules.AlphaBeta(),
+}
+
+
+def sums(x):
+    return np.asarray(x).reshape(len(x), -1).sum(1)
+
+
+def vgg(size=32, bias=0.0):
+    """VGG-16 for images of `size` pixels, in float64, with biases of one value."""
+    network = VGG(classes=5, hidden=(16, 16))
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
+    rng = np.random.default_rng(0)
+
+    def fill(shape):
+        return rng.normal(size=shape.shape) * np.sqrt(2 / np.prod(shape.shape[:-1])) if len(shape.shape) > 1 else np.full(shape.shape, bias)
+
+    return network, jax.tree.map(fill, shapes), rng.uniform(-2, 2, size=(2, size, size, 3))
+
+
+# Conservation
+def test_lrp_0_without_biases_conserves_the_logit_at_every_layer():
+    params, x = cnn_params(bias=0), images()
+    R, layers = lrp_jax.lrp(cnn, rules.Zero(), layers=True)(params, x)
+    logit = cnn(params, x).max(-1)
+    np.testing.assert_allclose(sums(R), logit, rtol=1e-12)
+    for name in ("max_pool_0", "avg_pool_0", "fc1", "fc2", "output"):  # one value wide: all relevance passes these
+        np.testing.assert_allclose(sums(layers[name]), logit, rtol=1e-12, err_msg=name)
+
+
+@pytest.mark.slow
+def test_lrp_0_without_biases_conserves_the_logit_on_vgg16():
+    network, params, x = vgg()
+    R, layers = lrp_jax.lrp(network.apply, rules.Zero(), layers=True)(params, x)
+    logit = np.asarray(network.apply(params, x)).max(-1)
+    np.testing.assert_allclose(sums(R), logit, rtol=1e-12)
+    assert len(layers) == 13 + 5 + 3 + 1
+    for name, R in layers.items():
+        np.testing.assert_allclose(sums(R), logit, rtol=1e-12, err_msg=name)
+    gradient = jax.jit(jax.grad(lambda x: network.apply(params, x).max(-1).sum()))(x)
+    np.testing.assert_allclose(lrp_jax.lrp(network.apply, rules.Zero())(params, x), gradient * x, rtol=1e-9, atol=1e-12 * abs(logit).max())
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.3])
+def test_lrp_0_is_gradient_times_input(bias):
+    params, x = cnn_params(bias), images()
+    gradient = jax.grad(lambda x: cnn(params, x)[:, 1].sum())(x)
+    np.testing.assert_allclose(lrp_jax.lrp(cnn, rules.Zero())(params, x, target=1), gradient * x, rtol=1e-12, atol=1e-14)
+
+
+def test_layers_come_in_forward_order_and_end_with_the_output():
+    _, layers = lrp_jax.lrp(cnn, rules.Zero(), layers=True)(cnn_params(), images())
+    assert list(layers) == ["conv1", "max_pool_0", "conv2", "conv3", "avg_pool_0", "sum_0", "fc1", "fc2", "output"]
+    assert layers["conv1"].shape == (3, 8, 8, 2)
+    assert layers["fc2"].shape == (3, 8)
+    _, layers = jax.jit(lrp_jax.lrp(cnn, rules.Zero(), layers=True))(cnn_params(), images())
+    assert list(layers)[0] == "conv1"
+
+
+# The same numbers whatever transforms the transformation
+@pytest.mark.parametrize("composite", COMPOSITES.values(), ids=COMPOSITES)
+def test_eager_is_jit_is_vmap_is_shard_map(composite):
+    params, x, target = cnn_params(), images(4), np.array([0, 2, 1, 1])
+    explain = lrp_jax.lrp(cnn, composite)
+    expected = explain(params, x, target=target)
+    with jax.disable_jit():
+        eager = explain(params, x, target=target)
+    outer = jax.jit(lambda p, x, t: explain(p, x, target=t))(params, x, target)
+    one = lambda x, t: explain(params, x[None], target=t[None])[0]  # noqa: E731
+    mapped = jax.vmap(one)(x, target)
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Auto,))
+    batch = PartitionSpec("batch")
+    sharded = jax.shard_map(
+        lambda p, x, t: explain(p, x, target=t), mesh=mesh, in_specs=(PartitionSpec(), batch, batch), out_specs=batch
+    )
+    for found in (eager, outer, mapped, jax.jit(sharded)(params, x, target)):
+        np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-13)
+
+
+def test_layers_in_shard_map_are_those_of_each_shard():
+    params, x = cnn_params(), images(4)
+    explain = lrp_jax.lrp(cnn, rules.Epsilon(), layers=True)
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Auto,))
+    specs = {"in_specs": (PartitionSpec(), PartitionSpec("batch")), "out_specs": PartitionSpec("batch")}
+    R, layers = jax.jit(jax.shard_map(explain, mesh=mesh, **specs))(params, x)
+    expected, at_layers = explain(params, x)
+    np.testing.assert_allclose(R, expected, rtol=1e-10, atol=1e-13)
+    for name in at_layers:
+        np.testing.assert_allclose(layers[name], at_layers[name], rtol=1e-10, atol=1e-13, err_msg=name)
+
+
+def test_exported_and_read_back():
+    params, x = cnn_params(), images()
+    explain = lrp_jax.lrp(cnn, COMPOSITES["epsilon_gamma_box"])
+    blob = jax.export.export(jax.jit(explain))(params, x).serialize()
+    found = jax.export.deserialize(blob).call(params, x)
+    np.testing.assert_allclose(found, explain(params, x), rtol=1e-12, atol=1e-14)
+
+
+def test_traced_once_for_each_set_of_shapes():
+    traces = []
+
+    def counted(params, x):
+        traces.append(x.shape)
+        return cnn(params, x)
+
+    explain = lrp_jax.lrp(counted, rules.Epsilon())
+    for target in (0, 2, 1):
+        explain(cnn_params(), images(), target=target)
+    assert traces == [(3, 8, 8, 2)]
+    explain(cnn_params(seed=5), images(2), target=0)
+    assert traces == [(3, 8, 8, 2), (2, 8, 8, 2)]
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(np.float32, 1e-5), (jnp.bfloat16, 0.1)])
+@pytest.mark.parametrize("name", COMPOSITES)
+def test_dtype_is_kept(name, dtype, error):
+    params, x = cnn_params(), images()
+    explain = lrp_jax.lrp(cnn, COMPOSITES[name])
+    exact = np.asarray(explain(params, x, target=1))
+    R = explain(jax.tree.map(lambda p: jnp.asarray(p, dtype), params), jnp.asarray(x, dtype), target=1)
+    assert R.dtype == dtype
+    assert R.shape == x.shape
+    assert np.linalg.norm(np.asarray(R, np.float64) - exact) < error * np.linalg.norm(exact)
+
+
+# Where relevance starts
+def test_target_is_one_for_all_or_one_for_each_or_the_highest():
+    params, x = cnn_params(), images(4)
+    explain = lrp_jax.lrp(cnn, rules.Epsilon())
+    best = np.asarray(cnn(params, x)).argmax(-1)
+    np.testing.assert_array_equal(explain(params, x), explain(params, x, target=best))
+    np.testing.assert_array_equal(explain(params, x, target=2), explain(params, x, target=np.full(4, 2)))
+    np.testing.assert_allclose(explain(params, x, target=2), explain(params, x, relevance=np.asarray(cnn(params, x)) * [[0, 0, 1]]))
+
+
+def test_outputs():
+    z, target = jnp.array([[1.0, 2.0], [-3.0, 0.5]]), jnp.array([1, 0])
+    np.testing.assert_allclose(outputs.logit(z, target), [[0, 2], [-3, 0]])
+    np.testing.assert_allclose(outputs.one_hot(z, target), [[0, 1], [1, 0]])
+    np.testing.assert_allclose(outputs.probability(z, target), [[0, 1 / (1 + np.exp(-1))], [1 / (1 + np.exp(3.5)), 0]])
+    params, x = cnn_params(), images()
+    R, layers = lrp_jax.lrp(cnn, rules.Zero(), output=outputs.probability, layers=True)(params, x)
+    np.testing.assert_allclose(sums(layers["output"]), np.asarray(jax.nn.softmax(cnn(params, x))).max(-1))
+
+
+def test_relevance_is_linear_in_where_it_starts():
+    params, x = cnn_params(), images()
+    explain = lrp_jax.lrp(cnn, COMPOSITES["epsilon_gamma_box"])
+    P, Q = np.random.default_rng(2).normal(size=(2, 3, 3))
+    both = explain(params, x, relevance=2 * P - Q)
+    np.testing.assert_allclose(both, 2 * explain(params, x, relevance=P) - explain(params, x, relevance=Q), rtol=1e-9, atol=1e-12)
+
+
+def test_any_argument_and_any_tree_can_be_explained():
+    def fn(x, params):
+        return dense(params, x["a"]) + dense(params, x["b"])
+
+    params = {"kernel": np.array([[1.0, 2.0], [3.0, 4.0]]), "bias": np.zeros(2)}
+    x = {"a": np.array([[1.0, 2.0]]), "b": np.array([[3.0, 1.0]])}
+    R = lrp_jax.lrp(fn, rules.Zero(), argnum=0)(x, params, target=0)
+    np.testing.assert_allclose(R["a"], [[1, 6]])
+    np.testing.assert_allclose(R["b"], [[3, 3]])
+
+
+def test_a_layer_used_twice_is_two_steps():
+    def fn(w, x):
+        return jax.nn.relu(x @ w) @ w
+
+    w = {"w": np.array([[1.0, -1.0], [2.0, 1.0]])}
+    assert [s.name for s in lrp_jax.plan(lambda p, x: fn(p["w"], x), rules.Zero())(w, np.ones((1, 2))).steps] == ["w", "activation_0", "w#2"]
+
+
+# Errors: what was wrong, what was expected, what to do
+def fails(error, message, call):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_an_operation_without_a_rule_is_named_with_its_line_and_the_way_out():
+    def fn(w, x):
+        return jnp.sort(x @ w)  # the line named
+
+    line = fn.__code__.co_firstlineno + 1
+    explain = lrp_jax.lrp(fn, rules.Zero())
+    message = rf"`sort` at .*test_transform.py:{line} \(.*fn\).*stop_gradient.*kind\('sort'\)"
+    fails(lrp_jax.UncoveredOpError, message, lambda: explain(np.eye(2), np.ones((1, 2))))
+
+    def route(layer, a, params, R):
+        return jax.vjp(lambda a: layer(a, params), a)[1](R)[0]
+
+    R = lrp_jax.lrp(fn, [(kind("dense"), rules.Zero()), (kind("sort"), route)])(np.eye(2), np.array([[3.0, 1.0]]), target=0)
+    np.testing.assert_allclose(R, [[0, 1]])
+
+
+@pytest.mark.parametrize("op", [jnp.sort, lambda z: jnp.cumprod(z, axis=-1), lambda z: z * z[:, ::-1], jax.nn.softmax, jnp.fft.fft])
+def test_nothing_uncovered_passes_in_silence(op):
+    fn = lambda w, x: jnp.real(op(x @ w)) @ w  # noqa: E731
+    fails(lrp_jax.UncoveredOpError, "no rule covers it", lambda: lrp_jax.lrp(fn, rules.Zero())(np.eye(2), np.ones((1, 2))))
+
+
+def test_unclear_arguments_are_refused():
+    params, x = cnn_params(), images()
+    explain = lrp_jax.lrp(cnn, rules.Zero())
+    fails(IndexError, "target 3 is out of range; expected 0 to 2", lambda: explain(params, x, target=3))
+    fails(IndexError, "target -1 is out of range", lambda: explain(params, x, target=np.array([0, -1, 0])))
+    fails(ValueError, r"target has shape \(2,\); expected \(\) or \(3,\)", lambda: explain(params, x, target=np.array([0, 1])))
+    fails(TypeError, "target must be an int", lambda: explain(params, x, target=1.0))
+    fails(TypeError, "either target or relevance", lambda: explain(params, x, target=1, relevance=np.ones((3, 3))))
+    fails(ValueError, r"relevance has shape \(3,\); expected", lambda: explain(params, x, relevance=np.ones(3)))
+    fails(TypeError, "explained argument 1 has dtype int64", lambda: explain(params, x.astype(np.int64)))
+    fails(TypeError, "argument 2 holds 'eval', which is not an array", lambda: lrp_jax.lrp(lambda p, x, m: x, rules.Zero(), argnum=1)(params, x, "eval"))
+    fails(IndexError, "argnum=5", lambda: lrp_jax.lrp(cnn, rules.Zero(), argnum=5)(params, x))
+    fails(ValueError, "does not depend on the explained argument", lambda: lrp_jax.lrp(lambda p, x: p["fc2"]["kernel"], rules.Zero())(params, x))
+    fails(TypeError, "must return one floating-point array of logits, but returned a dict of 1", lambda: lrp_jax.lrp(lambda p, x: {"y": x}, [])(params, x))
+    fails(ValueError, "returned a scalar", lambda: lrp_jax.lrp(lambda p, x: x.sum(), [])(params, x))
+    fails(ValueError, "output returned relevance of shape", lambda: lrp_jax.lrp(cnn, rules.Zero(), output=lambda z, t: z[0])(params, x))
+    wrong = lambda layer, a, params, R: a[:1]  # noqa: E731
+    fails(ValueError, "returned relevance of shape", lambda: lrp_jax.lrp(cnn, wrong)(params, x))
+
+
+def test_a_target_out_of_range_inside_jit_is_nan_not_a_number_to_believe():
+    explain = jax.jit(lambda t: lrp_jax.lrp(cnn, rules.Zero())(cnn_params(), images(), target=t))
+    assert np.isnan(explain(3)).any()
+    assert np.isfinite(explain(2)).all()
+
+
+def test_huge_and_dead_inputs_stay_finite():
+    params = functools.partial(cnn_params, dtype=np.float32)()
+    for name, composite in COMPOSITES.items():
+        explain = lrp_jax.lrp(cnn, composite)
+        for scale in (0.0, 1e-12, 1e12):
+            assert np.isfinite(explain(params, images(dtype=np.float32) * np.float32(scale))).all(), (name, scale)
