@@ -134,6 +134,19 @@ def make_plan(graph: Graph, composite: Composite) -> Plan:
     return Plan(graph, steps)
 
 
+def compared_inside_steps(plan: Plan) -> set[Op]:
+    """The operations within steps whose results a comparison needs: they have to run outside of the step, too."""
+    makers = {v: op for step in plan.steps for op in step.ops[:-1] for v in op.outputs}
+    pending = [v for op in plan.graph.ops if not op.live for v in op.inputs]
+    found: set[Op] = set()
+    while pending:
+        op = makers.get(pending.pop())
+        if op and op not in found:
+            found.add(op)
+            pending += op.inputs
+    return found
+
+
 def _checked(step: Step, rule: Any) -> Any:
     where = f"{step.name or step.op!r} ({step.kind}, {step.ops[0].line})"
     if rule is None and step.kind in WEIGHTED:

@@ -5,7 +5,7 @@ numbers belongs to that value's region; so does one that joins several such valu
 region's value is used outside, the region ends; it is an activation if something in it is not linear.
 """
 
-from lrp_jax._trace import Graph, Op, Value
+from lrp_jax._trace import HELD, Graph, Op, Value
 
 _AFFINE = frozenset({"add", "sub", "neg", "mul", "div", "select_n", "convert_element_type", "copy", "add_any"})
 
@@ -19,7 +19,7 @@ _NONLINEAR = frozenset({
 def activations(graph: Graph) -> list[tuple[Value, list[Op]]]:
     """The graph's activations, each as its input and its operations; the last one writes its output."""
     source: dict[Value, Value] = {}  # an element-wise result -> the value it is a function of
-    maker = {out: op for op in graph.ops for out in op.outputs if op.live}
+    maker = {out: op for op in graph.ops for out in op.outputs}
     for op in graph.ops:
         if op.live and _elementwise(op):
             sources = {source.get(v, v) for v in op.live_inputs}
@@ -34,11 +34,12 @@ def activations(graph: Graph) -> list[tuple[Value, list[Op]]]:
             value = pending.pop()
             if value is not end and (value in exits or value not in source):
                 entries.add(value)
-            elif maker[value] not in inside:
-                inside.add(maker[value])
-                pending += maker[value].live_inputs
+            elif (op := maker[value]) not in inside:
+                inside.add(op)
+                pending += op.live_inputs
         ops = [op for op in graph.ops if op in inside]
-        if len(entries) == 1 and any(map(_nonlinear, ops)):
+        region = entries | {op.output for op in inside}
+        if len(entries) == 1 and any(_nonlinear(op) or _chooses_by(region, op, maker) for op in ops):
             found.append((entries.pop(), ops))
     return found
 
@@ -62,6 +63,20 @@ def _elementwise(op: Op) -> bool:
 def _nonlinear(op: Op) -> bool:
     products = op.name == "mul" and len(op.live_inputs) == 2
     return op.name in _NONLINEAR or products or (op.name == "div" and op.inputs[1].live)
+
+
+def _chooses_by(region: set[Value], op: Op, maker: dict[Value, Op]) -> bool:
+    """Whether the operation is a `where` whose condition compares values of the region, as in a leaky ReLU."""
+    if op.name != "select_n":
+        return False
+    pending = [op.inputs[0]]
+    while pending:
+        value = pending.pop()
+        if value in region:
+            return True
+        if value in maker and maker[value].name in HELD:
+            pending += maker[value].inputs
+    return False
 
 
 def _outside(op: Op, value: Value, source: dict[Value, Value]) -> bool:

@@ -162,7 +162,10 @@ def _describe(shape):
 
 
 def _paths(arg) -> list[str]:
-    return [jax.tree_util.keystr(k, simple=True, separator="/") for k, _ in jax.tree_util.tree_leaves_with_path(arg)]
+    """The key path of each leaf; nnx's variables are named without the attribute that holds their array."""
+    keys = [path for path, _ in jax.tree_util.tree_leaves_with_path(arg)]
+    keys = [path[:-1] if path[-1:] == (jax.tree_util.GetAttrKey("value"),) else path for path in keys]
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path in keys]
 
 
 def _flatten(jaxpr, consts, inputs, ops, calls) -> list[Value]:

@@ -89,15 +89,21 @@ def _run(plan: _plan.Plan, leaves: Sequence[Any], taps: dict[str, jax.Array]) ->
     env = dict(zip(plan.graph.inputs, leaves, strict=True))
     read = _trace.reader(env)
     ends = {step.ops[-1]: step for step in plan.steps}
+    compared = _plan.compared_inside_steps(plan)
     for op in plan.graph.ops:
         if step := ends.get(op):
             a = [read(v) for v in step.inputs]
             if step.name in taps:
                 a = [a[0] + taps[step.name]]
             results = _carry_relevance(step)(a if len(a) > 1 else a[0], step.params(read))
-            env.update(zip(step.outputs, [results] if len(step.outputs) == 1 else results, strict=True))
+            results = [results] if len(step.outputs) == 1 else results
         elif not op.live:
-            env.update(zip(op.outputs, op(read), strict=True))
+            results = op(read)
+        elif op in compared:
+            results = op(lambda value: jax.lax.stop_gradient(read(value)))
+        else:  # part of a step
+            continue
+        env.update(zip(op.outputs, results, strict=True))
     return read(plan.graph.output)
 
 
