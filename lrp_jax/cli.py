@@ -62,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
         "chain saw, church, French horn, garbage truck, gas pump, golf ball, parachute.",
     )
     explain.add_argument("photos", nargs="+", metavar="PHOTO", help="any image that Pillow reads")
-    explain.add_argument("--composite", default="epsilon_gamma_box", metavar="NAME", help="the rules (default: %(default)s); a wrong name lists all")
+    explain.add_argument(
+        "--composite", default="epsilon_gamma_box", metavar="NAME", help="the rules (default: %(default)s); a wrong name lists all"
+    )
     which = explain.add_mutually_exclusive_group()
     which.add_argument("--target", metavar="CLASS", help="the class to explain: name, index or WordNet id (default: the likeliest)")
     which.add_argument("--top", type=_positive, default=1, metavar="K", help="explain the K likeliest classes")

@@ -42,7 +42,9 @@ class Preprocessing:
         short = min(image.size)
         resized = [self.resize * side // short for side in image.size]
         corner = [round((side - self.crop) / 2) for side in resized]  # only the crop is resized, however long the rest
-        box = [c * side / new for c, side, new in zip((*corner, *(c + self.crop for c in corner)), image.size * 2, resized * 2, strict=True)]
+        box = [
+            c * side / new for c, side, new in zip((*corner, *(c + self.crop for c in corner)), image.size * 2, resized * 2, strict=True)
+        ]
         return image.resize((self.crop, self.crop), Image.Resampling.BILINEAR, box=tuple(box))
 
     def normalize(self, image: Image.Image) -> np.ndarray:

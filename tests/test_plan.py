@@ -239,5 +239,9 @@ def test_composites_that_do_not_fit_say_so(composite, error, message):
 
 
 def test_a_kind_that_a_model_lacks_is_no_error():
-    assert kinds(lambda p, x: dense(p, max_pool(x).reshape(3, -1)), {"kernel": np.ones((32, 2)), "bias": np.zeros(2)}, images()) == ["max_pool", "reshape", "dense"]
+    assert kinds(lambda p, x: dense(p, max_pool(x).reshape(3, -1)), {"kernel": np.ones((32, 2)), "bias": np.zeros(2)}, images()) == [
+        "max_pool",
+        "reshape",
+        "dense",
+    ]
     lrp_jax.plan(lambda w, x: x @ w, composites.epsilon_gamma_box(0, 1))(W, X)

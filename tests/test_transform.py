@@ -92,9 +92,7 @@ def test_eager_is_jit_is_vmap_is_shard_map(composite):
     mapped = jax.vmap(one)(x, target)
     mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Auto,))
     batch = PartitionSpec("batch")
-    sharded = jax.shard_map(
-        lambda p, x, t: explain(p, x, target=t), mesh=mesh, in_specs=(PartitionSpec(), batch, batch), out_specs=batch
-    )
+    sharded = jax.shard_map(lambda p, x, t: explain(p, x, target=t), mesh=mesh, in_specs=(PartitionSpec(), batch, batch), out_specs=batch)
     for found in (eager, outer, mapped, jax.jit(sharded)(params, x, target)):
         np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-13)
 
@@ -190,7 +188,11 @@ def test_a_layer_used_twice_is_two_steps():
         return jax.nn.relu(x @ w) @ w
 
     w = {"w": np.array([[1.0, -1.0], [2.0, 1.0]])}
-    assert [s.name for s in lrp_jax.plan(lambda p, x: fn(p["w"], x), rules.Zero())(w, np.ones((1, 2))).steps] == ["w", "activation_0", "w#2"]
+    assert [s.name for s in lrp_jax.plan(lambda p, x: fn(p["w"], x), rules.Zero())(w, np.ones((1, 2))).steps] == [
+        "w",
+        "activation_0",
+        "w#2",
+    ]
 
 
 # Errors: what was wrong, what was expected, what to do
@@ -231,10 +233,22 @@ def test_unclear_arguments_are_refused():
     fails(TypeError, "either target or relevance", lambda: explain(params, x, target=1, relevance=np.ones((3, 3))))
     fails(ValueError, r"relevance has shape \(3,\); expected", lambda: explain(params, x, relevance=np.ones(3)))
     fails(TypeError, "explained argument 1 has dtype int64", lambda: explain(params, x.astype(np.int64)))
-    fails(TypeError, "argument 2 holds 'eval', which is not an array", lambda: lrp_jax.lrp(lambda p, x, m: x, rules.Zero(), argnum=1)(params, x, "eval"))
+    fails(
+        TypeError,
+        "argument 2 holds 'eval', which is not an array",
+        lambda: lrp_jax.lrp(lambda p, x, m: x, rules.Zero(), argnum=1)(params, x, "eval"),
+    )
     fails(IndexError, "argnum=5", lambda: lrp_jax.lrp(cnn, rules.Zero(), argnum=5)(params, x))
-    fails(ValueError, "does not depend on the explained argument", lambda: lrp_jax.lrp(lambda p, x: p["fc2"]["kernel"], rules.Zero())(params, x))
-    fails(TypeError, "must return one floating-point array of logits, but returned a dict of 1", lambda: lrp_jax.lrp(lambda p, x: {"y": x}, [])(params, x))
+    fails(
+        ValueError,
+        "does not depend on the explained argument",
+        lambda: lrp_jax.lrp(lambda p, x: p["fc2"]["kernel"], rules.Zero())(params, x),
+    )
+    fails(
+        TypeError,
+        "must return one floating-point array of logits, but returned a dict of 1",
+        lambda: lrp_jax.lrp(lambda p, x: {"y": x}, [])(params, x),
+    )
     fails(ValueError, "returned a scalar", lambda: lrp_jax.lrp(lambda p, x: x.sum(), [])(params, x))
     fails(ValueError, "output returned relevance of shape", lambda: lrp_jax.lrp(cnn, rules.Zero(), output=lambda z, t: z[0])(params, x))
     wrong = lambda layer, a, params, R: a[:1]  # noqa: E731

@@ -1,0 +1,117 @@
+"""The command: what it prints, what it writes, what it refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lrp_jax import cli
+from lrp_jax.models.vgg16_imagenette import MODEL
+
+CASTLE = Path(__file__).parents[1] / "examples" / "castle.jpg"
+
+
+def run(capsys, *arguments):
+    """Exit code, standard output and standard error of `lrp-jax ...`."""
+    try:
+        code = cli.main([str(a) for a in arguments])
+    except SystemExit as stop:  # argparse
+        code = stop.code
+    return code, *capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_a_photograph_is_explained(tmp_path, capsys):
+    code, out, err = run(capsys, "explain", CASTLE, "--out", tmp_path / "new" / "folder", "--npz")
+    assert (code, err) == (0, "")
+    assert "church: 100.0%, logit 18.0" in out
+    with Image.open(tmp_path / "new/folder/castle_lrp.png") as picture:
+        assert picture.size[0] > 2 * picture.size[1]
+        pixels = np.asarray(picture.convert("RGB"), int)
+    right = pixels[100:400, 600:900]  # the heatmap: red for the church, hardly any blue
+    assert ((right[..., 0] - right[..., 2]) > 100).mean() > 0.01
+    assert ((right[..., 2] - right[..., 0]) > 100).mean() < 0.01
+    with np.load(tmp_path / "new/folder/castle_lrp.npz") as arrays:
+        assert arrays["relevance"].shape == (1, 224, 224, 3)
+        assert arrays["name"] == ["church"]
+        assert 0.8 < arrays["relevance"].sum() / arrays["logit"][0] < 1
+        assert arrays["crop"].shape == (224, 224, 3)
+
+
+@pytest.mark.slow
+def test_several_photographs_several_classes_and_faults_between(tmp_path, capsys):
+    same = tmp_path / "other" / "castle.jpg"
+    same.parent.mkdir()
+    same.write_bytes(CASTLE.read_bytes())
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    photos = (CASTLE, tmp_path / "broken.png", same, tmp_path / "missing.jpg")
+    code, out, err = run(capsys, "explain", *photos, "--top", 2, "--json", "--out", tmp_path, "--composite", "epsilon_plus")
+    assert code == 2
+    assert [line.split(": ", 2)[1].rpartition("/")[2] for line in err.splitlines()] == ["broken.png", "missing.jpg"]
+    first, second = json.loads(out)
+    assert [c["class"] for c in first["classes"]] == ["church", "garbage truck"]
+    assert first["classes"] == second["classes"]
+    assert first["files"] == [str(tmp_path / "castle_lrp.png")]
+    assert second["files"] == [str(tmp_path / "castle_2_lrp.png")]
+
+
+@pytest.mark.slow
+def test_the_given_class_is_explained_from_any_working_folder(tmp_path):
+    command = [sys.executable, "-m", "lrp_jax", "explain", str(CASTLE), "--target", "golf ball"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "golf ball: 0.0%" in done.stdout
+    assert done.stderr == ""
+    assert [p.name for p in tmp_path.iterdir()] == ["castle_lrp.png"]
+
+
+def test_nothing_is_overwritten_unasked(tmp_path, capsys):
+    (tmp_path / "castle_lrp.npz").write_text("mine")
+    code, out, err = run(capsys, "explain", CASTLE, "--out", tmp_path, "--npz")
+    assert (code, out) == (2, "")
+    assert "castle_lrp.npz exists; use --overwrite" in err
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--composite", "gamma"], "no composite 'gamma'; there are epsilon_gamma_box, epsilon_plus_flat"),
+        (["--target", "cat"], "'cat' is none of the classes of vgg16_imagenette: 0 tench"),
+        (["--top", "11"], "knows 10 classes"),
+        (["--top", "0"], "expected a number of classes, 1 or more"),
+        (["--top", "2", "--target", "3"], "not allowed with argument"),
+        (["--out", str(CASTLE)], "cannot be made"),
+    ],
+)
+def test_wrong_options_are_explained_in_one_sentence(capsys, arguments, message):
+    code, out, err = run(capsys, "explain", CASTLE, *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_missing_weights_are_explained(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("lrp_jax.models.pretrained._FOLDERS", (tmp_path,))
+    code, _, err = run(capsys, "explain", CASTLE, "--out", tmp_path)
+    assert code == 2
+    assert f"{tmp_path / MODEL.name}.safetensors: no such file of weights." in err
+
+
+def test_version_and_help(capsys):
+    import lrp_jax
+
+    assert run(capsys, "--version")[1] == f"lrp-jax {lrp_jax.__version__}\n"
+    assert "explain" in run(capsys, "--help")[1]
+    code, _, err = run(capsys)
+    assert code == 2
+    assert "COMMAND" in err
+
+
+def test_importing_the_library_needs_jax_and_numpy_alone():
+    forbidden = "flax", "matplotlib", "PIL", "safetensors", "tqdm", "optax"
+    code = f"import sys; sys.modules.update(dict.fromkeys({forbidden!r})); import lrp_jax, lrp_jax.cli; print(lrp_jax.lrp)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
