@@ -1,4 +1,4 @@
-"""Layer-wise Relevance Propagation as a JAX transformation: what `jax.grad` is for gradients, `lrp` is for relevance."""
+"""Layer-wise Relevance Propagation as a JAX transformation: `lrp` is for relevance what `jax.grad` is for gradients."""
 
 from lrp_jax import composites, outputs, rules
 from lrp_jax._plan import Plan, UncoveredOpError, plan

@@ -82,8 +82,7 @@ class Plan:
     steps: list[Step]
 
     def __str__(self) -> str:
-        header = ("", "name", "kind", "op", "input", "output", "rule")
-        rows = [header]
+        rows: list[tuple[str, ...]] = [("", "name", "kind", "op", "input", "output", "rule")]
         for i, s in enumerate(self.steps):
             shapes = " ".join(map(_shape, s.in_shapes))
             rows.append((str(i), s.name, s.kind, s.op, shapes, _shape(s.out_shape), str(s.rule)))
@@ -150,7 +149,9 @@ def compared_inside_steps(plan: Plan) -> set[Op]:
 def _checked(step: Step, rule: Any) -> Any:
     where = f"{step.name or step.op!r} ({step.kind}, {step.ops[0].line})"
     if rule is None and step.kind in WEIGHTED:
-        raise ValueError(f"the composite gives no rule to {where}; add one, for example (kind({step.kind!r}), Epsilon()).")
+        raise ValueError(
+            f"the composite gives no rule to {where}; add one, for example (kind({step.kind!r}), Epsilon())."
+        )
     if rule is None:
         raise UncoveredOpError(
             f"relevance has to pass `{step.op}` at {step.ops[0].line}, and no rule covers it. Hold it constant with "
@@ -264,8 +265,9 @@ def _weighted(graph: Graph, op: Op, kind: str) -> Step:
         return z if b is None else z + b
 
     def params(read):
-        b = None if bias is None else read(bias)
-        return read(weight), -b if ops[-1].name == "sub" else b
+        if bias is None:
+            return read(weight), None
+        return read(weight), -read(bias) if ops[-1].name == "sub" else read(bias)
 
     return Step(kind, op.name, ops, [x], layer, params, path=weight.path)
 

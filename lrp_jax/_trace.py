@@ -1,6 +1,7 @@
 """Any JAX function as one flat graph of operations, each value marked live if relevance can reach it."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -124,7 +125,7 @@ def trace(fn: Callable, args: Sequence[Any], argnum: int) -> Graph:
     paths = [_paths(arg) for arg in args]
     start = sum(map(len, paths[:argnum]))
     explained = slice(start, start + len(paths[argnum]))
-    values = [Value(aval, path=path) for aval, path in zip(closed.in_avals, sum(paths, []), strict=True)]
+    values = [Value(aval, path=path) for aval, path in zip(closed.in_avals, itertools.chain(*paths), strict=True)]
     ops: list[Op] = []
     (output,) = _flatten(closed.jaxpr, closed.consts, values, ops, ())
     ops = _mark_live(ops, values[explained], output)
@@ -179,8 +180,8 @@ def _flatten(jaxpr, consts, inputs, ops, calls) -> list[Value]:
     for eqn in jaxpr.eqns:
         operands = [read(v) for v in eqn.invars]
         if body := _compat.called(eqn):
-            *inner, name = body
-            results = _flatten(*inner, operands, ops, (*calls, Call(name, eqn)))
+            inner, inner_consts, name = body
+            results = _flatten(inner, inner_consts, operands, ops, (*calls, Call(name, eqn)))
         else:
             results = [Value(v.aval) for v in eqn.outvars]
             ops.append(Op(eqn, operands, results, calls))

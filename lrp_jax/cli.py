@@ -15,7 +15,7 @@ BATCH = 8
 """Photographs explained at a time."""
 
 
-class Fault(Exception):
+class CommandError(Exception):
     """What went wrong with one photograph or with the call, in one sentence."""
 
 
@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         return options.run(options)
-    except Fault as fault:
-        return _complain(fault)
+    except CommandError as error:
+        return _complain(error)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output has left
@@ -63,12 +63,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     explain.add_argument("photos", nargs="+", metavar="PHOTO", help="any image that Pillow reads")
     explain.add_argument(
-        "--composite", default="epsilon_gamma_box", metavar="NAME", help="the rules (default: %(default)s); a wrong name lists all"
+        "--composite",
+        default="epsilon_gamma_box",
+        metavar="NAME",
+        help="the rules (default: %(default)s); a wrong name lists all",
     )
     which = explain.add_mutually_exclusive_group()
-    which.add_argument("--target", metavar="CLASS", help="the class to explain: name, index or WordNet id (default: the likeliest)")
+    which.add_argument(
+        "--target", metavar="CLASS", help="the class to explain: name, index or WordNet id (default: the likeliest)"
+    )
     which.add_argument("--top", type=_positive, default=1, metavar="K", help="explain the K likeliest classes")
-    explain.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="folder for the files (default: the current one)")
+    explain.add_argument(
+        "--out", type=Path, default=Path(), metavar="DIR", help="folder for the files (default: the current one)"
+    )
     explain.add_argument("--npz", action="store_true", help="write the relevance as an array, too")
     explain.add_argument("--json", action="store_true", help="print the results as JSON")
     explain.add_argument("--overwrite", action="store_true", help="replace files that exist")
@@ -82,8 +89,8 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _complain(fault: Exception) -> int:
-    print(f"lrp-jax: {fault}", file=sys.stderr)
+def _complain(error: Exception) -> int:
+    print(f"lrp-jax: {error}", file=sys.stderr)
     return 2
 
 
@@ -91,29 +98,29 @@ def _explain(options) -> int:
     from lrp_jax.models.vgg16_imagenette import MODEL
 
     if options.composite not in MODEL.composites:
-        raise Fault(f"no composite {options.composite!r}; there are {', '.join(MODEL.composites)}.")
+        raise CommandError(f"no composite {options.composite!r}; there are {', '.join(MODEL.composites)}.")
     try:
         target = None if options.target is None else MODEL.class_index(options.target)
     except ValueError as error:
-        raise Fault(error) from None
+        raise CommandError(error) from None
     if options.top > len(MODEL.classes):
-        raise Fault(f"--top {options.top}, but {MODEL.name} knows {len(MODEL.classes)} classes.")
+        raise CommandError(f"--top {options.top}, but {MODEL.name} knows {len(MODEL.classes)} classes.")
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Fault(f"the folder {options.out} cannot be made ({error.strerror}).") from None
+        raise CommandError(f"the folder {options.out} cannot be made ({error.strerror}).") from None
 
     photos, failed, records = [], 0, []
     for path, stem in zip(options.photos, _stems(options.photos), strict=True):
         try:
             photos.append(_read(path, options.out / stem, MODEL.preprocessing, options))
-        except Fault as fault:
-            failed = _complain(fault)
+        except CommandError as error:
+            failed = _complain(error)
     for photo, found in _relevances(MODEL, photos, options.composite, target, options.top):
         try:
             records.append(_write(photo, found, MODEL, options))
         except OSError as error:
-            failed = _complain(Fault(f"{photo.path}: the result cannot be written ({error.strerror or error})."))
+            failed = _complain(CommandError(f"{photo.path}: the result cannot be written ({error.strerror or error})."))
             continue
         if not options.json:
             _print(records[-1])
@@ -136,18 +143,20 @@ def _read(path: str, stem: Path, preprocessing, options) -> Photo:
 
     for file in _files(stem, options):
         if file.exists() and not options.overwrite:
-            raise Fault(f"{path}: {file} exists; use --overwrite to replace it, or --out for another folder.")
+            raise CommandError(f"{path}: {file} exists; use --overwrite to replace it, or --out for another folder.")
     try:
         return Photo(path, preprocessing.cut(images.read(path)), stem)
     except images.ImageError as error:
-        raise Fault(error) from None
+        raise CommandError(error) from None
 
 
 def _files(stem: Path, options) -> list[Path]:
     return [stem.with_name(f"{stem.name}{end}") for end in (".png", ".npz") if end == ".png" or options.npz]
 
 
-def _relevances(model, photos: Sequence[Photo], composite: str, target: int | None, top: int) -> Iterator[tuple[Photo, list[Found]]]:
+def _relevances(
+    model, photos: Sequence[Photo], composite: str, target: int | None, top: int
+) -> Iterator[tuple[Photo, list[Found]]]:
     """Explains the photographs in batches of one size, so that the network is compiled once."""
     if not photos:
         return
@@ -160,7 +169,7 @@ def _relevances(model, photos: Sequence[Photo], composite: str, target: int | No
     try:
         params = jax.device_put(model.params())
     except WeightsError as error:
-        raise Fault(error) from None
+        raise CommandError(error) from None
     logits_of = jax.jit(model.apply)
     explain = lrp_jax.lrp(model.apply, model.composites[composite]())
     size = min(BATCH, len(photos))
@@ -186,7 +195,9 @@ def _write(photo: Photo, found: Sequence[Found], model, options) -> dict[str, An
     from lrp_jax import plot
 
     names = [model.classes[f.target][1] for f in found]
-    titles = [f"{name}: logit {f.logit:.2f}, relevance {f.relevance.sum():.2f}" for name, f in zip(names, found, strict=True)]
+    titles = [
+        f"{name}: logit {f.logit:.2f}, relevance {f.relevance.sum():.2f}" for name, f in zip(names, found, strict=True)
+    ]
     caption = f"{model.name}, {options.composite}; colours end at the 99.5th percentile"
     figure = plot.explanation(photo.crop, [f.relevance for f in found], titles, caption)
     files = _files(photo.stem, options)

@@ -46,7 +46,11 @@ class Position:
 
     def __str__(self) -> str:
         everywhere = (self.low, self.high) == (0, 1)
-        return f"kind({_quoted(self.kinds)})" if everywhere else f"depth({self.low:g}, {self.high:g}, {_quoted(self.kinds)})"
+        return (
+            f"kind({_quoted(self.kinds)})"
+            if everywhere
+            else f"depth({self.low:g}, {self.high:g}, {_quoted(self.kinds)})"
+        )
 
     def among(self, steps: Sequence[Step]) -> list[Step]:
         """The steps selected, in order."""
@@ -75,7 +79,7 @@ def _quoted(kinds: tuple[str, ...]) -> str:
 
 
 def kind(*kinds: str) -> Position:
-    """All steps of these kinds: `dense`, `conv`, `max_pool`, `avg_pool`, `sum`, `add`, `activation`, or an op's name."""
+    """All steps of these kinds: `dense`, `conv`, `max_pool`, `avg_pool`, `sum`, `activation`, ..., or an op's name."""
     return Position(kinds)
 
 
@@ -143,12 +147,14 @@ def as_composite(spec: Any) -> Composite:
     raise TypeError(f"expected a Composite, a list of (selector, rule), or a rule; got {type(spec).__name__}.")
 
 
-def _checked(entry) -> tuple[Selector, rules.Rule]:
+def _checked(entry: Any) -> tuple[Any, rules.Rule]:
     if not (isinstance(entry, tuple | list) and len(entry) == 2):
         raise TypeError(f"a composite's entry is a pair (selector, rule); got {entry!r}.")
     selector, rule = entry
     if not (isinstance(selector, str | Position | End) or callable(selector)):
-        raise TypeError(f"a selector is a name, kind(...), first(), last(), depth(...) or a function; got {selector!r}.")
+        raise TypeError(
+            f"a selector is a name, kind(...), first(), last(), depth(...) or a function; got {selector!r}."
+        )
     if not callable(rule) or isinstance(rule, type):
         hint = f"; write {rule.__name__}()" if isinstance(rule, type) else ""
         raise TypeError(f"a rule is a callable (layer, a, params, R) -> R_in; got {rule!r}{hint}.")
@@ -163,8 +169,13 @@ def _select(selector: Selector, steps: Sequence[Step]) -> list[Step]:
     found = [s for s in steps if s.name == selector or (s.kind in WEIGHTED and fnmatch.fnmatchcase(s.name, selector))]
     if not found:
         names = [s.name for s in steps if s.name]
-        near = difflib.get_close_matches(selector, names, n=3, cutoff=0.4) or [s.name for s in steps if s.kind in WEIGHTED][:8]
-        raise ValueError(f"the composite names {selector!r}, but no layer has that name; nearest: {', '.join(near) or 'none'}.")
+        near = (
+            difflib.get_close_matches(selector, names, n=3, cutoff=0.4)
+            or [s.name for s in steps if s.kind in WEIGHTED][:8]
+        )
+        raise ValueError(
+            f"the composite names {selector!r}, but no layer has that name; nearest: {', '.join(near) or 'none'}."
+        )
     return found
 
 

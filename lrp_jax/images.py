@@ -27,6 +27,10 @@ class Preprocessing:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
+    def __post_init__(self):
+        if not 0 < self.crop <= self.resize:
+            raise ValueError(f"crop {self.crop} must be at least 1 and at most resize {self.resize}.")
+
     @property
     def low(self) -> tuple[float, ...]:
         """The value of a black pixel after preprocessing, per channel: z^B's lower bound."""
@@ -40,17 +44,19 @@ class Preprocessing:
     def cut(self, image: Image.Image) -> Image.Image:
         """The resized centre crop, `crop` x `crop` pixels, still a picture."""
         short = min(image.size)
-        resized = [self.resize * side // short for side in image.size]
-        corner = [round((side - self.crop) / 2) for side in resized]  # only the crop is resized, however long the rest
-        box = [
-            c * side / new for c, side, new in zip((*corner, *(c + self.crop for c in corner)), image.size * 2, resized * 2, strict=True)
-        ]
-        return image.resize((self.crop, self.crop), Image.Resampling.BILINEAR, box=tuple(box))
+
+        def span(side):  # of the picture's own pixels: only what the crop needs is resized, however long the rest
+            resized = self.resize * side // short
+            start = round((resized - self.crop) / 2)
+            return start * side / resized, (start + self.crop) * side / resized
+
+        (left, right), (top, bottom) = map(span, image.size)
+        return image.resize((self.crop, self.crop), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
 
     def normalize(self, image: Image.Image) -> np.ndarray:
         """The network's input, float32 (crop, crop, 3), of a crop."""
         pixels = np.asarray(image, np.float32) / 255
-        return (pixels - np.float32(self.mean)) / np.float32(self.std)
+        return (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 
 
 def read(path: str | Path) -> Image.Image:

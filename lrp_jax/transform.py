@@ -116,7 +116,9 @@ def _carry_relevance(step: _plan.Step) -> Callable[[Any, Any], Any]:
         a, params = saved
         found = step.rule(step.layer, a, params, R)
         if (given := jax.tree.map(jnp.shape, found)) != (expected := jax.tree.map(jnp.shape, a)):
-            raise ValueError(f"{step.rule} returned relevance of shape {given} for {step.name or step.op}; expected {expected}.")
+            raise ValueError(
+                f"{step.rule} returned relevance of shape {given} for {step.name or step.op}; expected {expected}."
+            )
         return jax.tree.map(lambda r, x: r.astype(x.dtype), found, a), None
 
     wrapped = jax.custom_vjp(step.layer)
@@ -134,7 +136,9 @@ class _Shape:
 
 def _start(output, logits, target):
     if logits.ndim == 0:
-        raise ValueError("the function returned a scalar, but a target counts along an axis of classes; return shape (1,).")
+        raise ValueError(
+            "the function returned a scalar, but a target counts along an axis of classes; return shape (1,)."
+        )
     if target is None:
         target = jnp.argmax(logits, axis=-1)
     target = jnp.asarray(target)

@@ -38,7 +38,9 @@ def load(path: str | Path, dtype: Any = np.float32) -> Params:
             for key in file.keys():  # noqa: SIM118
                 tensor = file.get_tensor(key)
                 if not np.isfinite(tensor).all():
-                    raise WeightsError(f"{path}: tensor {key!r} holds numbers that are not finite; the file is damaged.")
+                    raise WeightsError(
+                        f"{path}: tensor {key!r} holds numbers that are not finite; the file is damaged."
+                    )
                 *parents, leaf = key.split("/")
                 node = params
                 for name in parents:

@@ -6,7 +6,9 @@ import numpy as np
 
 
 def conv(p, x, stride=1):
-    z = jax.lax.conv_general_dilated(x, p["kernel"], (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    z = jax.lax.conv_general_dilated(
+        x, p["kernel"], (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
     return z + p["bias"].reshape(1, 1, 1, -1)
 
 

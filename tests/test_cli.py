@@ -49,7 +49,9 @@ def test_several_photographs_several_classes_and_faults_between(tmp_path, capsys
     same.write_bytes(CASTLE.read_bytes())
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
     photos = (CASTLE, tmp_path / "broken.png", same, tmp_path / "missing.jpg")
-    code, out, err = run(capsys, "explain", *photos, "--top", 2, "--json", "--out", tmp_path, "--composite", "epsilon_plus")
+    code, out, err = run(
+        capsys, "explain", *photos, "--top", 2, "--json", "--out", tmp_path, "--composite", "epsilon_plus"
+    )
     assert code == 2
     assert [line.split(": ", 2)[1].rpartition("/")[2] for line in err.splitlines()] == ["broken.png", "missing.jpg"]
     first, second = json.loads(out)
@@ -113,5 +115,7 @@ def test_version_and_help(capsys):
 
 def test_importing_the_library_needs_jax_and_numpy_alone():
     forbidden = "flax", "matplotlib", "PIL", "safetensors", "tqdm", "optax"
-    code = f"import sys; sys.modules.update(dict.fromkeys({forbidden!r})); import lrp_jax, lrp_jax.cli; print(lrp_jax.lrp)"
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({forbidden!r})); import lrp_jax, lrp_jax.cli; print(lrp_jax.lrp)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

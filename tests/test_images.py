@@ -48,7 +48,10 @@ def test_grey_and_cmyk_become_rgb(tmp_path):
     np.testing.assert_array_equal(images.read(tmp_path / "cmyk.tiff"), cmyk.convert("RGB"))
 
 
-@pytest.mark.parametrize(("dtype", "full", "name"), [(np.uint16, 65535, "a.png"), (np.uint16, 65535, "a.tiff"), (np.int32, 65535, "a.tiff"), (np.float32, 1, "a.tiff")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "full", "name"),
+    [(np.uint16, 65535, "a.png"), (np.uint16, 65535, "a.tiff"), (np.int32, 65535, "a.tiff"), (np.float32, 1, "a.tiff")],
+)
 def test_deep_grey_keeps_its_range(tmp_path, dtype, full, name):
     values = np.linspace(0, full, 256).reshape(16, 16).astype(dtype)
     Image.fromarray(values).save(tmp_path / name)
@@ -86,7 +89,7 @@ def test_the_crop_is_that_of_resizing_the_whole_picture(size):
     short, long = sorted(size)
     resized = [256 if side == short else int(256 * long / short) for side in size]
     whole = picture.resize(resized, Image.Resampling.BILINEAR)
-    left, top = (int(round((side - 224) / 2.0)) for side in resized)
+    left, top = (round((side - 224) / 2.0) for side in resized)
     expected = np.asarray(whole.crop((left, top, left + 224, top + 224)), int)
     assert abs(np.asarray(Preprocessing().cut(picture), int) - expected).max() <= 1
 

@@ -40,7 +40,9 @@ def test_unusable_weights_are_named_with_the_reason(tmp_path):
 
 def test_the_shipped_network_has_the_layers_of_vgg16():
     params = MODEL.params()
-    shapes = jax.eval_shape(MODEL.network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32))["params"]
+    shapes = jax.eval_shape(MODEL.network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32))[
+        "params"
+    ]
     assert jax.tree.map(np.shape, params) == jax.tree.map(lambda p: p.shape, shapes)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
     assert "ten" in weights.about(MODEL.file)["what"]
@@ -56,15 +58,25 @@ def test_its_convolutions_are_torchvisions(data):
 
 
 def test_classes_by_index_name_or_wordnet_id():
-    assert MODEL.class_index(8) == MODEL.class_index("8") == MODEL.class_index(" Golf Ball") == MODEL.class_index("n03445777") == 8
-    with pytest.raises(ValueError, match=r"'cat' is none of the classes of vgg16_imagenette: 0 tench, 1 English springer"):
+    assert (
+        MODEL.class_index(8)
+        == MODEL.class_index("8")
+        == MODEL.class_index(" Golf Ball")
+        == MODEL.class_index("n03445777")
+        == 8
+    )
+    with pytest.raises(
+        ValueError, match=r"'cat' is none of the classes of vgg16_imagenette: 0 tench, 1 English springer"
+    ):
         MODEL.class_index("cat")
 
 
 @pytest.mark.slow
 def test_accuracy_on_held_out_photographs(data):
     """At least 19 of 20, on every fifth photograph of Imagenette's validation set."""
-    files = [(p, i) for i, (wnid, _) in enumerate(MODEL.classes) for p in sorted((data / "imagenette/val" / wnid).iterdir())][::5]
+    files = [
+        (p, i) for i, (wnid, _) in enumerate(MODEL.classes) for p in sorted((data / "imagenette/val" / wnid).iterdir())
+    ][::5]
     params, apply = MODEL.params(), jax.jit(MODEL.apply)
     found = []
     for start in range(0, len(files), 16):

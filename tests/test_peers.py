@@ -152,7 +152,10 @@ def test_literals(case):
         target = case["target"]
         if target is not None:
             index = (slice(None), *target) if isinstance(target, list) else (..., target)
-            R = R * (np.zeros_like(y) + np.isin(np.arange(y.size).reshape(y.shape), np.arange(y.size).reshape(y.shape)[index]))
+            R = R * (
+                np.zeros_like(y)
+                + np.isin(np.arange(y.size).reshape(y.shape), np.arange(y.size).reshape(y.shape)[index])
+            )
     found = lrp_jax.lrp(fn, composite(case["model"], case["rules"]))(params, x, relevance=R)
     close(case, found)
 
@@ -231,10 +234,11 @@ def test_zennit_rules(case):
         w, b = map(array, case["weights"])
     x, R = array(case["input"]), array(case["R_out"])
     if w.ndim == 2:
-        z = lambda a, p: a @ p[0].T + (0 if p[1] is None else p[1][None])  # noqa: E731
+        z = lambda a, p: a @ p[0].T + (0 if p[1] is None else p[1][None])
     else:
-        z = lambda a, p: (  # noqa: E731
-            jax.lax.conv_general_dilated(a, p[0], (2, 2), [(1, 1), (1, 1)]) + (0 if p[1] is None else p[1][None, :, None, None])
+        z = lambda a, p: (
+            jax.lax.conv_general_dilated(a, p[0], (2, 2), [(1, 1), (1, 1)])
+            + (0 if p[1] is None else p[1][None, :, None, None])
         )
     close(case, ZENNIT[case["rules"]](z, x, (w, b), R))  # the rule alone
     close(case, lrp_jax.lrp(z, ZENNIT[case["rules"]], argnum=0)(x, (w, b), relevance=R))  # and in the transformation
@@ -245,7 +249,8 @@ ZENNIT_COMPOSITES = {
     "EpsilonPlus": composites.epsilon_plus(),
     "EpsilonPlusFlat": composites.epsilon_plus_flat(),
     "EpsilonAlpha2Beta1": composites.epsilon_plus() + [(kind("conv"), rules.AlphaBeta(2, 1))],
-    "EpsilonAlpha2Beta1Flat": composites.epsilon_plus() + [(kind("conv"), rules.AlphaBeta(2, 1)), (first(), rules.Flat())],
+    "EpsilonAlpha2Beta1Flat": composites.epsilon_plus()
+    + [(kind("conv"), rules.AlphaBeta(2, 1)), (first(), rules.Flat())],
     "ExcitationBackprop": composites.epsilon_plus() + [(kind("dense", "conv"), rules.ZPlus())],
 }
 

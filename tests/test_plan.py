@@ -24,8 +24,8 @@ def kinds(fn, *args):
 # Activations are found by the shape of the data flow
 ACTIVATIONS = {
     name: getattr(jax.nn, name)
-    for name in ("relu", "relu6", "gelu", "silu", "softplus", "tanh", "leaky_relu", "elu", "selu", "celu", "sigmoid",
-                 "hard_swish", "hard_sigmoid", "hard_tanh", "mish", "log_sigmoid", "soft_sign", "sparse_plus", "squareplus")
+    for name in "relu relu6 gelu silu softplus tanh leaky_relu elu selu celu sigmoid hard_swish hard_sigmoid hard_tanh "
+    "mish log_sigmoid soft_sign sparse_plus squareplus".split()
 } | {
     "erf gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "sigmoid by hand": lambda x: 1 / (1 + jnp.exp(-x)),
@@ -81,7 +81,9 @@ def test_names_in_linen_nnx_equinox_and_plain_functions():
     variables = Linen().init(jax.random.key(0), x)
     assert named(Linen().apply, variables, x) == ["params/hidden", "params/Dense_0"]
 
-    graph, state = nnx.split(nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jax.nn.relu, nnx.Linear(3, 2, rngs=nnx.Rngs(1))))
+    graph, state = nnx.split(
+        nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jax.nn.relu, nnx.Linear(3, 2, rngs=nnx.Rngs(1)))
+    )
     assert named(lambda state, x: nnx.merge(graph, state)(x), state, x) == ["layers/0", "layers/2"]
 
     key = jax.random.key(0)
@@ -123,16 +125,27 @@ def test_signs_choose_the_form_of_gamma():
     assert found["fc2"] == rules.Gamma(nonnegative=True)  # the last layer's negative outputs may carry relevance
 
 
-@pytest.mark.parametrize(
-    "f", [jnp.tanh, jax.nn.gelu, jax.nn.leaky_relu, lambda x: x, lambda x: jax.nn.relu(x) - 0.1, lambda x: jnp.maximum(x, -1.0), lambda x: jax.nn.relu(x) * -1.0]
-)  # fmt: skip
+SIGNED = {
+    "tanh": jnp.tanh,
+    "gelu": jax.nn.gelu,
+    "leaky_relu": jax.nn.leaky_relu,
+    "identity": lambda x: x,
+    "lowered relu": lambda x: jax.nn.relu(x) - 0.1,
+    "low maximum": lambda x: jnp.maximum(x, -1.0),
+    "negative relu": lambda x: jax.nn.relu(x) * -1.0,
+}
+
+
+@pytest.mark.parametrize("f", SIGNED.values(), ids=SIGNED)
 def test_unknown_signs_keep_the_general_form(f):
     found = forms(lambda w, x: f(x @ w["a"]) @ w["b"], rules.Gamma(), {"a": W, "b": W}, X)
     assert found["b"] == rules.Gamma()
     assert found["a"] == rules.Gamma()
 
 
-@pytest.mark.parametrize("f", [jax.nn.relu, jax.nn.relu6, lambda x: jnp.clip(x, 0.0, 1.0), lambda x: 2.0 * jnp.maximum(0.0, x)])
+@pytest.mark.parametrize(
+    "f", [jax.nn.relu, jax.nn.relu6, lambda x: jnp.clip(x, 0.0, 1.0), lambda x: 2.0 * jnp.maximum(0.0, x)]
+)
 def test_rectifiers_are_seen(f):
     fn, params = lambda w, x: f(x @ w["a"]) @ w["b"], {"a": W, "b": W}
     assert forms(fn, rules.Gamma(), params, jnp.abs(X))["b"] == rules.Gamma(nonnegative=True)
@@ -152,7 +165,9 @@ def test_chosen_forms_give_the_relevance_of_the_general_form(rule, top):
     params, x = cnn_params(), images()
     composite = Composite([(kind("conv", "dense"), rule), ("fc2", top)])
     general = composite + [(s, Opaque(r)) for s, r in composite.entries]
-    np.testing.assert_allclose(lrp_jax.lrp(cnn, composite)(params, x), lrp_jax.lrp(cnn, general)(params, x), rtol=1e-10, atol=1e-13)
+    np.testing.assert_allclose(
+        lrp_jax.lrp(cnn, composite)(params, x), lrp_jax.lrp(cnn, general)(params, x), rtol=1e-10, atol=1e-13
+    )
 
 
 class Opaque:
@@ -171,7 +186,9 @@ def chosen(composite):
 
 
 def test_the_last_entry_that_selects_a_layer_decides():
-    found = chosen(Composite([(kind("conv", "dense"), rules.Epsilon(1)), ("conv*", rules.Epsilon(2)), ("conv2", rules.Epsilon(3))]))
+    found = chosen(
+        Composite([(kind("conv", "dense"), rules.Epsilon(1)), ("conv*", rules.Epsilon(2)), ("conv2", rules.Epsilon(3))])
+    )
     assert [found[name].eps for name in ("conv1", "conv2", "conv3", "fc1", "fc2")] == [2, 3, 2, 1, 1]
     found = chosen(Composite([("conv2", rules.Epsilon(3)), (kind("conv", "dense"), rules.Epsilon(1))]))
     assert found["conv2"].eps == 1
@@ -179,7 +196,9 @@ def test_the_last_entry_that_selects_a_layer_decides():
 
 def test_layers_are_selected_by_position_and_predicate():
     every = (kind("conv", "dense"), rules.Epsilon(1))
-    at = lambda selector: [n for n, r in chosen([every, (selector, rules.Epsilon(2))]).items() if getattr(r, "eps", 0) == 2]  # noqa: E731
+    at = lambda selector: [
+        n for n, r in chosen([every, (selector, rules.Epsilon(2))]).items() if getattr(r, "eps", 0) == 2
+    ]
     assert at(first()) == ["conv1"]
     assert at(last()) == ["fc2"]
     assert at(last("conv")) == ["conv3"]
@@ -223,7 +242,11 @@ def test_the_overview_composite_on_vgg16_is_that_of_the_chapter():
         ([("conv9", rules.Zero())], ValueError, "names 'conv9', but no layer has that name; nearest: conv"),
         ([("Conv*", rules.Zero())], ValueError, r"names 'Conv\*'"),
         ([(kind("conv"), rules.Zero())], ValueError, r"no rule to 'fc1' \(dense, .*networks.py:\d+ .*add one"),
-        ([(kind("conv", "dense", "max_pool"), rules.Gamma())], ValueError, "does not fit 'max_pool_0'.*it is for add, avg_pool, conv"),
+        (
+            [(kind("conv", "dense", "max_pool"), rules.Gamma())],
+            ValueError,
+            "does not fit 'max_pool_0'.*it is for add, avg_pool, conv",
+        ),
         ([(kind("conv", "dense", "activation"), rules.Epsilon())], ValueError, "does not fit 'activation_0'"),
         ([(kind("dense", "conv"), rules.Route())], ValueError, "does not fit 'conv1'"),
         ([(kind("dense", "conv"), rules.Pass())], ValueError, "its input and its output differ in shape"),
@@ -239,7 +262,9 @@ def test_composites_that_do_not_fit_say_so(composite, error, message):
 
 
 def test_a_kind_that_a_model_lacks_is_no_error():
-    assert kinds(lambda p, x: dense(p, max_pool(x).reshape(3, -1)), {"kernel": np.ones((32, 2)), "bias": np.zeros(2)}, images()) == [
+    assert kinds(
+        lambda p, x: dense(p, max_pool(x).reshape(3, -1)), {"kernel": np.ones((32, 2)), "bias": np.zeros(2)}, images()
+    ) == [
         "max_pool",
         "reshape",
         "dense",

@@ -9,7 +9,20 @@ import pytest
 
 import lrp_jax
 from lrp_jax import rules
-from lrp_jax.rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, Pass, Stabilizer, WSquare, ZBox, Zero, ZPlus, four_steps
+from lrp_jax.rules import (
+    AlphaBeta,
+    Epsilon,
+    Flat,
+    Gamma,
+    Norm,
+    Pass,
+    Stabilizer,
+    WSquare,
+    ZBox,
+    Zero,
+    ZPlus,
+    four_steps,
+)
 
 
 def dense(a, params):
@@ -50,7 +63,8 @@ def test_fractions_by_hand(rule, expected):
 
 def test_generalized_gamma_of_a_negative_input_by_hand():
     a = np.array([[2.0, -1.0]])  # z = [2 - 2 + 1, -2 - 3 - 2] = [1, -7]
-    # first output, z > 0: 2 w + w+ = 4, -1 w + w- = -2, bias 2; second, z < 0: 2 (w + w-) = -4, -1 (w + w+) = -6, bias -4
+    # first output, z > 0: 2 (w + w+) = 4, -1 (w + w-) = -2, bias 2
+    # second output, z < 0: 2 (w + w-) = -4, -1 (w + w+) = -6, bias -4
     expected = [4 * 10 / 4 + -4 * 3 / -14, -2 * 10 / 4 + -6 * 3 / -14]
     np.testing.assert_allclose(Gamma(1.0, eps=0)(dense, a, (W, B), R), [expected], rtol=1e-14)
 
@@ -137,7 +151,18 @@ def explicit(rule, a, M, b, reach, R):
     return share(a * M, b, R, eps)
 
 
-EVERY = [Zero(), Epsilon(0.3), Gamma(0.5), AlphaBeta(2, 1), AlphaBeta(1.5, 0.5), ZPlus(), ZBox(-3.0, 3.5), Flat(), WSquare(), Norm()]
+EVERY = [
+    Zero(),
+    Epsilon(0.3),
+    Gamma(0.5),
+    AlphaBeta(2, 1),
+    AlphaBeta(1.5, 0.5),
+    ZPlus(),
+    ZBox(-3.0, 3.5),
+    Flat(),
+    WSquare(),
+    Norm(),
+]
 
 
 @pytest.mark.parametrize("rule", EVERY, ids=str)
@@ -172,7 +197,10 @@ def test_cheaper_forms_are_equal_where_their_promise_holds(rule):
     z = np.asarray(layer(a, params))
     R = rng.normal(size=z.shape) * (z > 0)
     general = rule(layer, a, params, R)
-    for facts in ({"nonnegative": True, "relevant_above_zero": False}, {"nonnegative": True, "relevant_above_zero": True}):
+    for facts in (
+        {"nonnegative": True, "relevant_above_zero": False},
+        {"nonnegative": True, "relevant_above_zero": True},
+    ):
         np.testing.assert_allclose(rule.assuming(**facts)(layer, a, params, R), general, rtol=1e-12, atol=1e-14)
 
 

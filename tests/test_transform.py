@@ -35,7 +35,11 @@ def vgg(size=32, bias=0.0):
     rng = np.random.default_rng(0)
 
     def fill(shape):
-        return rng.normal(size=shape.shape) * np.sqrt(2 / np.prod(shape.shape[:-1])) if len(shape.shape) > 1 else np.full(shape.shape, bias)
+        return (
+            rng.normal(size=shape.shape) * np.sqrt(2 / np.prod(shape.shape[:-1]))
+            if len(shape.shape) > 1
+            else np.full(shape.shape, bias)
+        )
 
     return network, jax.tree.map(fill, shapes), rng.uniform(-2, 2, size=(2, size, size, 3))
 
@@ -60,14 +64,18 @@ def test_lrp_0_without_biases_conserves_the_logit_on_vgg16():
     for name, R in layers.items():
         np.testing.assert_allclose(sums(R), logit, rtol=1e-12, err_msg=name)
     gradient = jax.jit(jax.grad(lambda x: network.apply(params, x).max(-1).sum()))(x)
-    np.testing.assert_allclose(lrp_jax.lrp(network.apply, rules.Zero())(params, x), gradient * x, rtol=1e-9, atol=1e-12 * abs(logit).max())
+    np.testing.assert_allclose(
+        lrp_jax.lrp(network.apply, rules.Zero())(params, x), gradient * x, rtol=1e-9, atol=1e-12 * abs(logit).max()
+    )
 
 
 @pytest.mark.parametrize("bias", [0.0, 0.3])
 def test_lrp_0_is_gradient_times_input(bias):
     params, x = cnn_params(bias), images()
     gradient = jax.grad(lambda x: cnn(params, x)[:, 1].sum())(x)
-    np.testing.assert_allclose(lrp_jax.lrp(cnn, rules.Zero())(params, x, target=1), gradient * x, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(
+        lrp_jax.lrp(cnn, rules.Zero())(params, x, target=1), gradient * x, rtol=1e-12, atol=1e-14
+    )
 
 
 def test_layers_come_in_forward_order_and_end_with_the_output():
@@ -76,7 +84,7 @@ def test_layers_come_in_forward_order_and_end_with_the_output():
     assert layers["conv1"].shape == (3, 8, 8, 2)
     assert layers["fc2"].shape == (3, 8)
     _, layers = jax.jit(lrp_jax.lrp(cnn, rules.Zero(), layers=True))(cnn_params(), images())
-    assert list(layers)[0] == "conv1"
+    assert next(iter(layers)) == "conv1"
 
 
 # The same numbers whatever transforms the transformation
@@ -88,11 +96,13 @@ def test_eager_is_jit_is_vmap_is_shard_map(composite):
     with jax.disable_jit():
         eager = explain(params, x, target=target)
     outer = jax.jit(lambda p, x, t: explain(p, x, target=t))(params, x, target)
-    one = lambda x, t: explain(params, x[None], target=t[None])[0]  # noqa: E731
+    one = lambda x, t: explain(params, x[None], target=t[None])[0]
     mapped = jax.vmap(one)(x, target)
     mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Auto,))
     batch = PartitionSpec("batch")
-    sharded = jax.shard_map(lambda p, x, t: explain(p, x, target=t), mesh=mesh, in_specs=(PartitionSpec(), batch, batch), out_specs=batch)
+    sharded = jax.shard_map(
+        lambda p, x, t: explain(p, x, target=t), mesh=mesh, in_specs=(PartitionSpec(), batch, batch), out_specs=batch
+    )
     for found in (eager, outer, mapped, jax.jit(sharded)(params, x, target)):
         np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-13)
 
@@ -151,7 +161,9 @@ def test_target_is_one_for_all_or_one_for_each_or_the_highest():
     best = np.asarray(cnn(params, x)).argmax(-1)
     np.testing.assert_array_equal(explain(params, x), explain(params, x, target=best))
     np.testing.assert_array_equal(explain(params, x, target=2), explain(params, x, target=np.full(4, 2)))
-    np.testing.assert_allclose(explain(params, x, target=2), explain(params, x, relevance=np.asarray(cnn(params, x)) * [[0, 0, 1]]))
+    np.testing.assert_allclose(
+        explain(params, x, target=2), explain(params, x, relevance=np.asarray(cnn(params, x)) * [[0, 0, 1]])
+    )
 
 
 def test_outputs():
@@ -160,7 +172,7 @@ def test_outputs():
     np.testing.assert_allclose(outputs.one_hot(z, target), [[0, 1], [1, 0]])
     np.testing.assert_allclose(outputs.probability(z, target), [[0, 1 / (1 + np.exp(-1))], [1 / (1 + np.exp(3.5)), 0]])
     params, x = cnn_params(), images()
-    R, layers = lrp_jax.lrp(cnn, rules.Zero(), output=outputs.probability, layers=True)(params, x)
+    _, layers = lrp_jax.lrp(cnn, rules.Zero(), output=outputs.probability, layers=True)(params, x)
     np.testing.assert_allclose(sums(layers["output"]), np.asarray(jax.nn.softmax(cnn(params, x))).max(-1))
 
 
@@ -169,7 +181,9 @@ def test_relevance_is_linear_in_where_it_starts():
     explain = lrp_jax.lrp(cnn, COMPOSITES["epsilon_gamma_box"])
     P, Q = np.random.default_rng(2).normal(size=(2, 3, 3))
     both = explain(params, x, relevance=2 * P - Q)
-    np.testing.assert_allclose(both, 2 * explain(params, x, relevance=P) - explain(params, x, relevance=Q), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        both, 2 * explain(params, x, relevance=P) - explain(params, x, relevance=Q), rtol=1e-9, atol=1e-12
+    )
 
 
 def test_any_argument_and_any_tree_can_be_explained():
@@ -213,14 +227,20 @@ def test_an_operation_without_a_rule_is_named_with_its_line_and_the_way_out():
     def route(layer, a, params, R):
         return jax.vjp(lambda a: layer(a, params), a)[1](R)[0]
 
-    R = lrp_jax.lrp(fn, [(kind("dense"), rules.Zero()), (kind("sort"), route)])(np.eye(2), np.array([[3.0, 1.0]]), target=0)
+    R = lrp_jax.lrp(fn, [(kind("dense"), rules.Zero()), (kind("sort"), route)])(
+        np.eye(2), np.array([[3.0, 1.0]]), target=0
+    )
     np.testing.assert_allclose(R, [[0, 1]])
 
 
-@pytest.mark.parametrize("op", [jnp.sort, lambda z: jnp.cumprod(z, axis=-1), lambda z: z * z[:, ::-1], jax.nn.softmax, jnp.fft.fft])
+@pytest.mark.parametrize(
+    "op", [jnp.sort, lambda z: jnp.cumprod(z, axis=-1), lambda z: z * z[:, ::-1], jax.nn.softmax, jnp.fft.fft]
+)
 def test_nothing_uncovered_passes_in_silence(op):
-    fn = lambda w, x: jnp.real(op(x @ w)) @ w  # noqa: E731
-    fails(lrp_jax.UncoveredOpError, "no rule covers it", lambda: lrp_jax.lrp(fn, rules.Zero())(np.eye(2), np.ones((1, 2))))
+    fn = lambda w, x: jnp.real(op(x @ w)) @ w
+    fails(
+        lrp_jax.UncoveredOpError, "no rule covers it", lambda: lrp_jax.lrp(fn, rules.Zero())(np.eye(2), np.ones((1, 2)))
+    )
 
 
 def test_unclear_arguments_are_refused():
@@ -228,7 +248,11 @@ def test_unclear_arguments_are_refused():
     explain = lrp_jax.lrp(cnn, rules.Zero())
     fails(IndexError, "target 3 is out of range; expected 0 to 2", lambda: explain(params, x, target=3))
     fails(IndexError, "target -1 is out of range", lambda: explain(params, x, target=np.array([0, -1, 0])))
-    fails(ValueError, r"target has shape \(2,\); expected \(\) or \(3,\)", lambda: explain(params, x, target=np.array([0, 1])))
+    fails(
+        ValueError,
+        r"target has shape \(2,\); expected \(\) or \(3,\)",
+        lambda: explain(params, x, target=np.array([0, 1])),
+    )
     fails(TypeError, "target must be an int", lambda: explain(params, x, target=1.0))
     fails(TypeError, "either target or relevance", lambda: explain(params, x, target=1, relevance=np.ones((3, 3))))
     fails(ValueError, r"relevance has shape \(3,\); expected", lambda: explain(params, x, relevance=np.ones(3)))
@@ -250,8 +274,12 @@ def test_unclear_arguments_are_refused():
         lambda: lrp_jax.lrp(lambda p, x: {"y": x}, [])(params, x),
     )
     fails(ValueError, "returned a scalar", lambda: lrp_jax.lrp(lambda p, x: x.sum(), [])(params, x))
-    fails(ValueError, "output returned relevance of shape", lambda: lrp_jax.lrp(cnn, rules.Zero(), output=lambda z, t: z[0])(params, x))
-    wrong = lambda layer, a, params, R: a[:1]  # noqa: E731
+    fails(
+        ValueError,
+        "output returned relevance of shape",
+        lambda: lrp_jax.lrp(cnn, rules.Zero(), output=lambda z, t: z[0])(params, x),
+    )
+    wrong = lambda layer, a, params, R: a[:1]
     fails(ValueError, "returned relevance of shape", lambda: lrp_jax.lrp(cnn, wrong)(params, x))
 
 

@@ -9,6 +9,7 @@ and its mirror image is computed once, and kept in the cache.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +75,7 @@ def train(x, y):
     optimizer = optax.adamw(optax.cosine_decay_schedule(RATE, steps), weight_decay=DECAY)
 
     def loss(params, x, y, key):
-        logits = head.apply(params, x, train=True, rngs={"dropout": key})
+        logits: Any = head.apply(params, x, train=True, rngs={"dropout": key})
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
     @jax.jit
@@ -97,17 +98,20 @@ def train(x, y):
 def accuracy(params, x, y):
     """Share of photographs whose highest logit is the true class."""
     params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
-    logits = np.concatenate([Head().apply({"params": params}, b.astype(np.float32), train=False) for b in np.array_split(x, 8)])
-    return float((logits.argmax(-1) == y).mean())
+    logits: Any = Head().apply({"params": params}, x.astype(np.float32), train=False)
+    return float((np.asarray(logits).argmax(-1) == y).mean())
 
 
 def main():
+    """Runs the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("convolutions", type=Path)
     parser.add_argument("imagenette", type=Path)
     parser.add_argument("destination", type=Path)
     parser.add_argument("--cache", type=Path, default=Path("imagenette-features"))
     options = parser.parse_args()
+    if options.destination.exists():
+        parser.error(f"{options.destination} exists; name another file, or move it away first")
     convolutions = read_convolutions(options.convolutions)
     plain, labels = features(convolutions, options.imagenette / "train", False, options.cache / "train.npy")
     mirrored, _ = features(convolutions, options.imagenette / "train", True, options.cache / "train_mirrored.npy")
