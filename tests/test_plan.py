@@ -24,8 +24,7 @@ def kinds(fn, *args):
 # Activations are found by the shape of the data flow
 ACTIVATIONS = {
     name: getattr(jax.nn, name)
-    for name in "relu relu6 gelu silu softplus tanh leaky_relu elu selu celu sigmoid hard_swish hard_sigmoid hard_tanh "
-    "mish log_sigmoid soft_sign sparse_plus squareplus".split()
+    for name in ["relu", "relu6", "gelu", "silu", "softplus", "tanh", "leaky_relu", "elu", "selu", "celu", "sigmoid", "hard_swish", "hard_sigmoid", "hard_tanh", "mish", "log_sigmoid", "soft_sign", "sparse_plus", "squareplus"]
 } | {
     "erf gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "sigmoid by hand": lambda x: 1 / (1 + jnp.exp(-x)),
