@@ -24,7 +24,27 @@ def kinds(fn, *args):
 # Activations are found by the shape of the data flow
 ACTIVATIONS = {
     name: getattr(jax.nn, name)
-    for name in ["relu", "relu6", "gelu", "silu", "softplus", "tanh", "leaky_relu", "elu", "selu", "celu", "sigmoid", "hard_swish", "hard_sigmoid", "hard_tanh", "mish", "log_sigmoid", "soft_sign", "sparse_plus", "squareplus"]
+    for name in [
+        "relu",
+        "relu6",
+        "gelu",
+        "silu",
+        "softplus",
+        "tanh",
+        "leaky_relu",
+        "elu",
+        "selu",
+        "celu",
+        "sigmoid",
+        "hard_swish",
+        "hard_sigmoid",
+        "hard_tanh",
+        "mish",
+        "log_sigmoid",
+        "soft_sign",
+        "sparse_plus",
+        "squareplus",
+    ]
 } | {
     "erf gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "sigmoid by hand": lambda x: 1 / (1 + jnp.exp(-x)),
@@ -32,7 +52,7 @@ ACTIVATIONS = {
     "softplus by hand": lambda x: jnp.log1p(jnp.exp(-jnp.abs(x))) + jnp.maximum(x, 0.0),
     "square": lambda x: x * x,
     "clip": lambda x: jnp.clip(x, 0.0, 6.0),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("f", ACTIVATIONS.values(), ids=ACTIVATIONS)
