@@ -6,10 +6,12 @@ the result the shape of `a`. All rules here are dataclasses that say which input
 `four_steps`.
 """
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +31,14 @@ MOVES = frozenset({
 """Operations that copy values to other places, or choose among them."""
 
 
-def four_steps(layer: Layer, parts: Sequence[tuple[Any, Any]], R: jax.Array, eps: "float | Stabilizer" = 0.0) -> Any:
+def four_steps(
+    layer: Layer,
+    parts: Sequence[tuple[Any, Any]],
+    R: jax.Array,
+    eps: "float | Stabilizer" = 0.0,
+    *,
+    share: bool = False,
+) -> Any:
     """Redistributes relevance in the four steps of every LRP rule.
 
     With modified inputs a_i and parameters p_i, `z = sum_i layer(a_i, p_i)` and `R_in = sum_i a_i * dz/da_i^T (R / z)`.
@@ -39,11 +48,13 @@ def four_steps(layer: Layer, parts: Sequence[tuple[Any, Any]], R: jax.Array, eps
         parts: the pairs (a_i, p_i); most rules have one.
         R: relevance of the outputs, shaped as z.
         eps: stabilizer of the denominator; where it leaves an exact zero, that output's relevance is dropped.
+        share: whether what the bias and the stabilizer took is handed back, in equal parts to an output's inputs.
 
     Returns:
         Relevance of the inputs, shaped as each a_i.
 
-    Montavon et al. 2019, "Layer-Wise Relevance Propagation: An Overview", section 10.2.2.
+    Montavon et al. 2019, "Layer-Wise Relevance Propagation: An Overview", section 10.2.2; share: Arras et al. 2017,
+    "Explaining Recurrent Neural Network Predictions in Sentiment Analysis", bias_factor = 1.
     """
     inputs, params = zip(*parts, strict=True)
 
@@ -51,9 +62,52 @@ def four_steps(layer: Layer, parts: Sequence[tuple[Any, Any]], R: jax.Array, eps
         return functools.reduce(jnp.add, map(layer, inputs, params))
 
     z, back = jax.vjp(forward, inputs)  # 1. forward
-    s = _divide(R, as_stabilizer(eps)(z))  # 2. element-wise division
+    denominator = as_stabilizer(eps)(z)
+    s = _divide(R, denominator)  # 2. element-wise division
     (c,) = back(s)  # 3. backward
-    return functools.reduce(_add, map(_multiply, inputs, c))  # 4. element-wise product
+    R_in = functools.reduce(_add, map(_multiply, inputs, c))  # 4. element-wise product
+
+    log = _log.get()
+    if log is None and not share:
+        return R_in
+    constant = forward(jax.tree.map(jnp.zeros_like, inputs))  # what z has of the bias
+    if log is not None:
+        dropped = jnp.where(_too_small(denominator), R, jnp.zeros((), R.dtype))
+        log.append(Account(*map(jnp.sum, (R, s * constant, s * (denominator - z), dropped))))
+    if share:
+        equal = [(_ones(inputs[0]), _ones(_without_bias(params[0])))]
+        R_in = _add(R_in, four_steps(layer, equal, s * (denominator - z + constant)))
+    return R_in
+
+
+class Account(NamedTuple):
+    """Where one call of `four_steps` left relevance, summed over all outputs.
+
+    Attributes:
+        received: R.
+        bias: what the bias kept, b_k R_k / z_k.
+        stabilizer: what the stabilizer kept.
+        dropped: relevance of outputs whose denominator is zero.
+    """
+
+    received: jax.Array
+    bias: jax.Array
+    stabilizer: jax.Array
+    dropped: jax.Array
+
+
+_log: contextvars.ContextVar[list[Account] | None] = contextvars.ContextVar("log", default=None)
+
+
+@contextlib.contextmanager
+def accounts() -> Iterator[list[Account]]:
+    """Collects an `Account` of every call of `four_steps` made inside."""
+    log: list[Account] = []
+    token = _log.set(log)
+    try:
+        yield log
+    finally:
+        _log.reset(token)
 
 
 class _Brief:
@@ -136,8 +190,12 @@ _multiply = _map(jnp.multiply)
 
 def _divide(R, z):
     """R / z, and 0 where z is 0 or too small to divide by."""
-    dead = jnp.abs(z) < jnp.finfo(z.dtype).tiny
+    dead = _too_small(z)
     return jnp.where(dead, jnp.zeros((), z.dtype), R / jnp.where(dead, jnp.ones((), z.dtype), z))
+
+
+def _too_small(z):
+    return jnp.abs(z) < jnp.finfo(z.dtype).tiny
 
 
 def _filled(a, value):
@@ -155,27 +213,45 @@ class LinearRule(_Brief):
 
     Attributes:
         eps: stabilizer of the denominator, a number (signed) or a `Stabilizer`.
-        bias: `absorb`, the bias keeps its share of relevance; `ignore`, the rule sees no bias.
+        bias: `absorb`, the bias is treated as the weights are (gamma boosts it, alpha-beta splits it) and keeps its
+            share of relevance; `keep`, it enters every denominator as it is; `ignore`, the rule sees no bias; `share`,
+            as `absorb`, then what it and the stabilizer took is handed back in equal parts to an output's inputs.
     """
 
     eps: float | Stabilizer = dataclasses.field(default=1e-6, kw_only=True)
     bias: str = dataclasses.field(default="absorb", kw_only=True)
 
     fits: ClassVar[frozenset[str]] = LINEAR
-    multiplicative: ClassVar[bool] = True
-    """Whether an input of zero gets no relevance."""
 
     def __post_init__(self):
-        if self.bias not in ("absorb", "ignore"):
-            raise ValueError(f"{type(self).__name__} bias {self.bias!r}: expected 'absorb' or 'ignore'.")
+        if self.bias not in ("absorb", "keep", "ignore", "share"):
+            name = type(self).__name__
+            raise ValueError(f"{name} bias {self.bias!r}: expected 'absorb', 'keep', 'ignore' or 'share'.")
 
     def __call__(self, layer: Layer, a: Any, params: Any, R: jax.Array) -> Any:
         """Relevance of the inputs `a`, given `R`, the relevance of `z = layer(a, params)`."""
         raise NotImplementedError
 
-    def sees(self, params: Any) -> Any:
-        """The parameters that the rule works with: those of the layer, or those without the bias."""
-        return _without_bias(params) if self.bias == "ignore" else params
+    fills: ClassVar[bool] = False
+    """Whether the rule gives relevance to inputs of zero."""
+
+    @property
+    def multiplicative(self) -> bool:
+        """Whether an input of zero gets no relevance."""
+        return not self.fills and self.bias != "share"
+
+    def with_bias(self, modified: Any, params: Any) -> Any:
+        """Modified parameters with the bias that the rule's policy gives them."""
+        match self.bias:
+            case "keep":
+                return modified[0], params[1]
+            case "ignore":
+                return _without_bias(modified)
+        return modified
+
+    def steps(self, layer: Layer, parts: Sequence[tuple[Any, Any]], R: jax.Array) -> Any:
+        """The four steps, with the rule's stabilizer."""
+        return four_steps(layer, parts, R, self.eps, share=self.bias == "share")
 
     def assuming(self, *, nonnegative: bool, relevant_above_zero: bool) -> "LinearRule":
         """An equal rule with less work, where inputs are never negative, or outputs <= 0 carry no relevance."""
@@ -193,7 +269,7 @@ class Epsilon(LinearRule):
     eps: float | Stabilizer = 1e-6
 
     def __call__(self, layer, a, params, R):
-        return four_steps(layer, [(a, self.sees(params))], R, self.eps)
+        return self.steps(layer, [(a, self.with_bias(params, params))], R)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,12 +313,11 @@ class Gamma(LinearRule):
     nonnegative: bool = False
 
     def __call__(self, layer, a, params, R):
-        seen = self.sees(params)
         favour = functools.partial(jax.tree.map, lambda p, favoured: p + self.gamma * favoured)
-        boosted = favour(seen, positive(seen))
+        boosted = self.with_bias(favour(params, positive(params)), params)
         if not self.generalized:
-            return four_steps(layer, [(a, boosted)], R, self.eps)
-        damped = favour(seen, negative(seen))
+            return self.steps(layer, [(a, boosted)], R)
+        damped = self.with_bias(favour(params, negative(params)), params)
         z, zero = layer(a, params), jnp.zeros((), R.dtype)
         if self.nonnegative:
             above, below = [(a, boosted)], [(a, damped)]
@@ -250,13 +325,14 @@ class Gamma(LinearRule):
             above = [(positive(a), boosted), (negative(a), _without_bias(damped))]
             below = [(positive(a), damped), (negative(a), _without_bias(boosted))]
         return _add(
-            four_steps(layer, above, jnp.where(z > 0, R, zero), self.eps),
-            four_steps(layer, below, jnp.where(z < 0, R, zero), self.eps),
+            self.steps(layer, above, jnp.where(z > 0, R, zero)),
+            self.steps(layer, below, jnp.where(z < 0, R, zero)),
         )
 
     def assuming(self, *, nonnegative, relevant_above_zero):
         simple = nonnegative and relevant_above_zero
-        return dataclasses.replace(self, nonnegative=nonnegative, generalized=self.generalized and not simple)
+        known = self.nonnegative or nonnegative
+        return dataclasses.replace(self, nonnegative=known, generalized=self.generalized and not simple)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,13 +343,16 @@ class AlphaBeta(LinearRule):
 
     Attributes:
         alpha, beta: the two factors.
-        nonnegative: promises that no input is negative, which halves the passes.
+        conserve: where one side of an output is empty, the other gets all of its relevance; else that is lost.
+        nonnegative: promises that no input is negative, which halves the passes; without truth in it, the sides are
+            a w+ and a w-.
 
     Bach et al. 2015, eq. 60.
     """
 
     alpha: float = 2.0
     beta: float = 1.0
+    conserve: bool = False
     nonnegative: bool = False
 
     def __post_init__(self):
@@ -282,23 +361,30 @@ class AlphaBeta(LinearRule):
             raise ValueError(f"alpha - beta must be 1 and beta >= 0; got alpha={self.alpha}, beta={self.beta}.")
 
     def __call__(self, layer, a, params, R):
-        params = self.sees(params)
-        w_pos, w_neg = positive(params), negative(params)
+        w_pos, w_neg = (self.with_bias(sign(params), params) for sign in (positive, negative))
+        if self.nonnegative:
+            excite, inhibit = [(a, w_pos)], [(a, w_neg)]
+        else:
+            excite = [(positive(a), w_pos), (negative(a), _without_bias(w_neg))]
+            inhibit = [(positive(a), w_neg), (negative(a), _without_bias(w_pos))]
+        if self.conserve:
+            return _add(
+                *map(functools.partial(self.steps, layer), (excite, inhibit), self._shares(layer, excite, inhibit, R))
+            )
+        found = self.steps(layer, excite, self.alpha * R)
+        return found if self.beta == 0 else _add(found, self.steps(layer, inhibit, -self.beta * R))
 
-        def side(w_same, w_other):
-            if self.nonnegative:
-                return four_steps(layer, [(a, w_same)], R, self.eps)
-            parts = [(positive(a), w_same), (negative(a), _without_bias(w_other))]
-            return four_steps(layer, parts, R, self.eps)
-
-        activating = side(w_pos, w_neg)
-        if self.beta == 0:
-            return activating
-        inhibiting = side(w_neg, w_pos)
-        return jax.tree.map(lambda p, n: self.alpha * p - self.beta * n, activating, inhibiting)
+    def _shares(self, layer, excite, inhibit, R):
+        """The relevance of each side: alpha R and -beta R, or all to one where the other is empty."""
+        empty = [functools.reduce(jnp.add, (layer(a, p) for a, p in side)) == 0 for side in (excite, inhibit)]
+        only_inhibit, only_excite = empty[0] & ~empty[1], empty[1]
+        zero = jnp.zeros((), R.dtype)
+        to_excite = jnp.where(only_excite, R, jnp.where(only_inhibit, zero, self.alpha * R))
+        to_inhibit = jnp.where(only_excite, zero, jnp.where(only_inhibit, R, -self.beta * R))
+        return to_excite, to_inhibit
 
     def assuming(self, *, nonnegative, relevant_above_zero):
-        return dataclasses.replace(self, nonnegative=nonnegative)
+        return dataclasses.replace(self, nonnegative=self.nonnegative or nonnegative)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,7 +413,7 @@ class ZBox(LinearRule):
     low: Any = 0.0
     high: Any = 1.0
 
-    multiplicative: ClassVar[bool] = False
+    fills: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -341,7 +427,7 @@ class ZBox(LinearRule):
     def __call__(self, layer, a, params, R):
         low, high = _filled(a, self.low), _filled(a, self.high)
         w = _without_bias(params)
-        return four_steps(layer, [(a, w), (low, _negate(positive(w))), (high, _negate(negative(w)))], R, self.eps)
+        return self.steps(layer, [(a, w), (low, _negate(positive(w))), (high, _negate(negative(w)))], R)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -351,10 +437,10 @@ class Flat(LinearRule):
     Lapuschkin et al. 2019, "Unmasking Clever Hans Predictors", methods.
     """
 
-    multiplicative: ClassVar[bool] = False
+    fills: ClassVar[bool] = True
 
     def __call__(self, layer, a, params, R):
-        return four_steps(layer, [(_ones(a), _ones(_without_bias(params)))], R, self.eps)
+        return self.steps(layer, [(_ones(a), _ones(_without_bias(params)))], R)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,10 +450,10 @@ class WSquare(LinearRule):
     Montavon et al. 2017, section 4.
     """
 
-    multiplicative: ClassVar[bool] = False
+    fills: ClassVar[bool] = True
 
     def __call__(self, layer, a, params, R):
-        return four_steps(layer, [(_ones(a), _square(self.sees(params)))], R, self.eps)
+        return self.steps(layer, [(_ones(a), self.with_bias(_square(params), params))], R)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -233,7 +233,7 @@ def test_rules_print_in_few_words():
     [
         (lambda: AlphaBeta(2, 0.5), "alpha - beta must be 1"),
         (lambda: ZBox(1, 0), "low must not exceed high"),
-        (lambda: Epsilon(bias="drop"), "expected 'absorb' or 'ignore'"),
+        (lambda: Epsilon(bias="drop"), "expected 'absorb', 'keep', 'ignore' or 'share'"),
         (lambda: Stabilizer(mode="plus"), "mode 'plus': expected"),
         (lambda: Stabilizer(norm="batch"), "norm 'batch': expected"),
         (lambda: Pass()(dense, A, (np.ones((2, 3)), None), np.ones((1, 3))), "Pass hands relevance on unchanged"),
