@@ -3,7 +3,19 @@
 from lrp_jax import composites, outputs, rules
 from lrp_jax._plan import Plan, UncoveredOpError, plan
 from lrp_jax.composites import Composite
+from lrp_jax.ledger import Ledger, conservation
 from lrp_jax.transform import lrp
 
-__all__ = ["Composite", "Plan", "UncoveredOpError", "composites", "lrp", "outputs", "plan", "rules"]
+__all__ = [
+    "Composite",
+    "Ledger",
+    "Plan",
+    "UncoveredOpError",
+    "composites",
+    "conservation",
+    "lrp",
+    "outputs",
+    "plan",
+    "rules",
+]
 __version__ = "0.1.0"

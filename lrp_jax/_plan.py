@@ -225,22 +225,25 @@ def _step(graph: Graph, op: Op) -> Step:
     return _plain(op)
 
 
-def _function(ops: list[Op], inputs: list[Value]) -> tuple[Callable, Callable]:
-    """The operations as `(a, params) -> z`, and how to read their params: all else that they depend on."""
+def _function(ops: list[Op], inputs: list[Value], *, constants: bool = False) -> tuple[Callable, Callable]:
+    """The operations as `(a, params) -> z`, and how to read their params: all else that they depend on.
+
+    Literal constants stay in the operations, unless `constants` asks for them among the params.
+    """
     written = {v for op in ops for v in op.outputs}
     held = [v for v in dict.fromkeys(v for op in ops for v in op.inputs) if v not in written and v not in inputs]
-    held = [v for v in held if v.array is None]
+    held = [v for v in held if constants or v.array is None]
 
     def layer(a, params):
         values = [a] if len(inputs) == 1 else a
         return evaluate(ops, dict(zip([*inputs, *held], [*values, *params], strict=True)))
 
-    return layer, lambda read: [read(v) for v in held]
+    return layer, lambda read: [read(v) if v.array is None else jnp.asarray(v.array, v.aval.dtype) for v in held]
 
 
 def _plain(op: Op) -> Step:
     inputs = list(dict.fromkeys(op.live_inputs))
-    return Step(op.name, op.name, [op], inputs, *_function([op], inputs))
+    return Step(op.name, op.name, [op], inputs, *_function([op], inputs, constants=True))
 
 
 def _activation(graph: Graph, entry: Value, ops: list[Op]) -> Step:

@@ -216,7 +216,7 @@ def _mark_live(ops, explained, output) -> list[Op]:
 
 def reader(env: dict[Value, Any]) -> Callable[[Value], Any]:
     """How to read a value: a constant, or what `env` holds for it."""
-    return lambda value: env[value] if value.array is None else value.array
+    return lambda value: env.get(value, value.array)
 
 
 def evaluate(ops: Sequence[Op], env: dict[Value, Any]) -> Any:

@@ -268,6 +268,8 @@ class Epsilon(LinearRule):
 
     eps: float | Stabilizer = 1e-6
 
+    fits: ClassVar[frozenset[str]] = LINEAR | {"max_pool"}
+
     def __call__(self, layer, a, params, R):
         return self.steps(layer, [(a, self.with_bias(params, params))], R)
 

@@ -6,7 +6,7 @@ Where relevance only follows values (reshapes, max-pools, a value read twice), i
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -57,36 +57,46 @@ def lrp(
     @jax.jit
     def compiled(args, target, relevance):
         plan = _plan.make_plan(_trace.trace(fn, args, argnum), composite)
-        flat, start = jax.tree.leaves(args), plan.graph.explained
-        explained, tree = jax.tree.flatten(args[argnum])
         named = [step for step in plan.steps if layers and step.named]
         taps = OrderedDict((step.name, _compat.zeros(step.inputs[0].aval)) for step in named)
-
-        def forward(explained, taps):
-            return _run(plan, [*flat[: start.start], *explained, *flat[start.stop :]], taps)
-
-        logits, back = jax.vjp(forward, explained, taps)
-        R = _start(output, logits, target) if relevance is None else _checked(relevance, logits)
+        logits, back = jax.vjp(lambda x, taps: run(plan, args, argnum, x, taps=taps), args[argnum], taps)
+        R = start(output, logits, target, relevance)
         found, at_layers = back(R)
-        found = jax.tree.unflatten(tree, found)
         at_layers[_plan.OUTPUT] = R
-        return (found, at_layers) if layers else found, _Shape(logits.shape)
+        return (found, at_layers) if layers else found, Static(logits.shape)
 
     def explain(*args, target=None, relevance=None):
-        if target is not None and relevance is not None:
-            raise TypeError("give either target or relevance; relevance already says where to start.")
-        _trace.check(args, argnum)
-        found, logits = compiled(args, target, relevance)
-        if isinstance(target, int | np.ndarray | np.generic):
-            _check_range(np.asarray(target), logits.shape[-1])
+        check(args, argnum, target, relevance)
+        found, shape = compiled(args, target, relevance)
+        check_range(target, shape.value)
         return found
 
     return explain
 
 
-def _run(plan: _plan.Plan, leaves: Sequence[Any], taps: dict[str, jax.Array]) -> jax.Array:
-    """The function itself, step by step, its cotangents replaced by relevance."""
-    env = dict(zip(plan.graph.inputs, leaves, strict=True))
+def run(
+    plan: _plan.Plan,
+    args: Sequence[Any],
+    argnum: int,
+    x: Any,
+    *,
+    taps: Mapping[str, Any] | None = None,
+    carry: Any = None,
+) -> jax.Array:
+    """The planned function with `x` for its explained argument, its cotangents replaced by relevance.
+
+    Args:
+        plan: the plan of the function for such arguments.
+        args: its arguments.
+        argnum: which of them is explained.
+        x: the explained argument.
+        taps: zeros, by the name of a step, added to that step's input; their cotangent is the relevance there.
+        carry: from a step to a function `(a, params) -> z` whose cotangent is relevance.
+    """
+    taps = taps or {}
+    carried: Callable[[_plan.Step], Callable] = carry or carry_relevance
+    args = [x if i == argnum % len(args) else arg for i, arg in enumerate(args)]
+    env = dict(zip(plan.graph.inputs, jax.tree.leaves(args), strict=True))
     read = _trace.reader(env)
     ends = {step.ops[-1]: step for step in plan.steps}
     compared = _plan.compared_inside_steps(plan)
@@ -95,7 +105,7 @@ def _run(plan: _plan.Plan, leaves: Sequence[Any], taps: dict[str, jax.Array]) ->
             a = [read(v) for v in step.inputs]
             if step.name in taps:
                 a = [a[0] + taps[step.name]]
-            results = _carry_relevance(step)(a if len(a) > 1 else a[0], step.params(read))
+            results = carried(step)(a if len(a) > 1 else a[0], step.params(read))
             results = [results] if len(step.outputs) == 1 else results
         elif not op.live:
             results = op(read)
@@ -107,41 +117,49 @@ def _run(plan: _plan.Plan, leaves: Sequence[Any], taps: dict[str, jax.Array]) ->
     return read(plan.graph.output)
 
 
-def _carry_relevance(step: _plan.Step) -> Callable[[Any, Any], Any]:
-    """The step as a function whose cotangent is relevance."""
+def carry_relevance(step: _plan.Step) -> Callable[[Any, Any], Any]:
+    """The step as a function `(a, params) -> z` whose cotangent is relevance."""
     if isinstance(step.rule, rules.Route):
         return step.layer
 
     def backward(saved, R):
         a, params = saved
-        found = step.rule(step.layer, a, params, R)
-        if (given := jax.tree.map(jnp.shape, found)) != (expected := jax.tree.map(jnp.shape, a)):
-            raise ValueError(
-                f"{step.rule} returned relevance of shape {given} for {step.name or step.op}; expected {expected}."
-            )
-        return jax.tree.map(lambda r, x: r.astype(x.dtype), found, a), None
+        return apply_rule(step, a, params, R), None
 
     wrapped = jax.custom_vjp(step.layer)
     wrapped.defvjp(lambda a, params: (step.layer(a, params), (a, params)), backward)
     return wrapped
 
 
+def apply_rule(step: _plan.Step, a: Any, params: Any, R: Any) -> Any:
+    """The relevance of a step's inputs by its rule, checked to have their shape and given their dtype."""
+    found = step.rule(step.layer, a, params, R)
+    if (given := jax.tree.map(jnp.shape, found)) != (expected := jax.tree.map(jnp.shape, a)):
+        where = step.name or step.op
+        raise ValueError(f"{step.rule} returned relevance of shape {given} for {where}; expected {expected}.")
+    return jax.tree.map(lambda r, x: r.astype(x.dtype), found, a)
+
+
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class _Shape:
-    """The logits' shape, handed out of the compiled function without an array."""
+class Static:
+    """Something known while tracing, handed out of a compiled function beside its arrays."""
 
-    shape: tuple[int, ...]
+    value: Any
 
 
-def _start(output, logits, target):
+def start(output: Callable, logits: jax.Array, target: Any, relevance: Any) -> jax.Array:
+    """Where relevance starts: what was given, or the output function of the target; NaN where that is no class."""
+    if relevance is not None:
+        relevance = jnp.asarray(relevance)
+        if relevance.shape != logits.shape:
+            raise ValueError(f"relevance has shape {relevance.shape}; expected the logits' {logits.shape}.")
+        return relevance.astype(logits.dtype)
     if logits.ndim == 0:
         raise ValueError(
             "the function returned a scalar, but a target counts along an axis of classes; return shape (1,)."
         )
-    if target is None:
-        target = jnp.argmax(logits, axis=-1)
-    target = jnp.asarray(target)
+    target = jnp.asarray(jnp.argmax(logits, axis=-1) if target is None else target)
     batch = logits.shape[:-1]
     if not jnp.issubdtype(target.dtype, jnp.integer):
         raise TypeError(f"target must be an int or an array of ints, one for each example; got dtype {target.dtype}.")
@@ -155,14 +173,17 @@ def _start(output, logits, target):
     return jnp.where(known[..., None], R, jnp.nan).astype(logits.dtype)
 
 
-def _checked(relevance, logits):
-    relevance = jnp.asarray(relevance)
-    if relevance.shape != logits.shape:
-        raise ValueError(f"relevance has shape {relevance.shape}; expected the logits' {logits.shape}.")
-    return relevance.astype(logits.dtype)
+def check(args: Sequence[Any], argnum: int, target: Any, relevance: Any) -> None:
+    """Raises where a call cannot be explained, before anything is traced."""
+    _trace.check(args, argnum)
+    if target is not None and relevance is not None:
+        raise TypeError("give either target or relevance; relevance already says where to start.")
 
 
-def _check_range(target: np.ndarray, classes: int) -> None:
-    wrong = target[(target < 0) | (target >= classes)]
-    if wrong.size:
-        raise IndexError(f"target {wrong.flat[0]} is out of range; expected 0 to {classes - 1}.")
+def check_range(target: Any, shape: tuple[int, ...]) -> None:
+    """Raises IndexError if a target whose value is at hand is no class of logits of this shape."""
+    if isinstance(target, int | np.ndarray | np.generic):
+        target = np.asarray(target)
+        wrong = target[(target < 0) | (target >= shape[-1])]
+        if wrong.size:
+            raise IndexError(f"target {wrong.flat[0]} is out of range; expected 0 to {shape[-1] - 1}.")

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, PartitionSpec
 from networks import cnn, cnn_params, dense, images
 
 import lrp_jax
-from lrp_jax import composites, outputs, rules
+from lrp_jax import composites, rules
 from lrp_jax.composites import kind
 from lrp_jax.models.vgg import VGG
 
@@ -164,16 +164,6 @@ def test_target_is_one_for_all_or_one_for_each_or_the_highest():
     np.testing.assert_allclose(
         explain(params, x, target=2), explain(params, x, relevance=np.asarray(cnn(params, x)) * [[0, 0, 1]])
     )
-
-
-def test_outputs():
-    z, target = jnp.array([[1.0, 2.0], [-3.0, 0.5]]), jnp.array([1, 0])
-    np.testing.assert_allclose(outputs.logit(z, target), [[0, 2], [-3, 0]])
-    np.testing.assert_allclose(outputs.one_hot(z, target), [[0, 1], [1, 0]])
-    np.testing.assert_allclose(outputs.probability(z, target), [[0, 1 / (1 + np.exp(-1))], [1 / (1 + np.exp(3.5)), 0]])
-    params, x = cnn_params(), images()
-    _, layers = lrp_jax.lrp(cnn, rules.Zero(), output=outputs.probability, layers=True)(params, x)
-    np.testing.assert_allclose(sums(layers["output"]), np.asarray(jax.nn.softmax(cnn(params, x))).max(-1))
 
 
 def test_relevance_is_linear_in_where_it_starts():

@@ -1,0 +1,81 @@
+"""innvestigate's analyzers: 1e-7 only where a denominator is zero, alpha-beta with the whole bias on both sides.
+
+The epsilon rule's stabilizer is signed. Relevance starts from the output itself: `output=outputs.logit`.
+"""
+
+from lrp_jax import rules
+from lrp_jax.composites._composite import WEIGHTED, Composite, first, kind
+
+_EPS = rules.Stabilizer(1e-7, mode="at_zero")
+
+
+def _everywhere(rule: rules.Rule) -> Composite:
+    return Composite([(kind("sum", "avg_pool", "add"), rules.Norm(_EPS)), (kind(*WEIGHTED), rule)])
+
+
+def _bias(kept: bool) -> str:
+    return "keep" if kept else "ignore"
+
+
+def lrp_z(*, bias: bool = True) -> Composite:
+    """`lrp.z`, and without biases `lrp.z_IB`."""
+    return _everywhere(rules.Epsilon(_EPS, bias=_bias(bias)))
+
+
+def lrp_epsilon(epsilon: float = 1e-7, *, bias: bool = True) -> Composite:
+    """`lrp.epsilon`, and without biases `lrp.epsilon_IB`."""
+    return _everywhere(rules.Epsilon(epsilon, bias=_bias(bias)))
+
+
+def lrp_w_square() -> Composite:
+    """`lrp.w_square`: w^2 without biases."""
+    return _everywhere(rules.WSquare(eps=_EPS, bias="ignore"))
+
+
+def lrp_flat() -> Composite:
+    """`lrp.flat`."""
+    return _everywhere(rules.Flat(eps=_EPS))
+
+
+def lrp_alpha_beta(alpha: float, beta: float, *, bias: bool = True) -> Composite:
+    """`lrp.alpha_beta`, and without biases `lrp.alpha_beta_IB`."""
+    return _everywhere(rules.AlphaBeta(alpha, beta, eps=_EPS, bias=_bias(bias)))
+
+
+def lrp_alpha_1_beta_0(*, bias: bool = True) -> Composite:
+    """`lrp.alpha_1_beta_0`, and without biases `lrp.alpha_1_beta_0_IB`."""
+    return lrp_alpha_beta(1, 0, bias=bias)
+
+
+def lrp_alpha_2_beta_1(*, bias: bool = True) -> Composite:
+    """`lrp.alpha_2_beta_1`, and without biases `lrp.alpha_2_beta_1_IB`."""
+    return lrp_alpha_beta(2, 1, bias=bias)
+
+
+def lrp_z_plus() -> Composite:
+    """`lrp.z_plus`: alpha 1, beta 0, without biases."""
+    return lrp_alpha_1_beta_0(bias=False)
+
+
+def _preset(alpha: float, beta: float, epsilon: float) -> Composite:
+    return lrp_alpha_beta(alpha, beta) + [(kind("dense"), rules.Epsilon(epsilon))]
+
+
+def lrp_sequential_preset_a(epsilon: float = 0.1) -> Composite:
+    """`lrp.sequential_preset_a`: epsilon for dense layers, alpha 1, beta 0 for convolutions."""
+    return _preset(1, 0, epsilon)
+
+
+def lrp_sequential_preset_b(epsilon: float = 0.1) -> Composite:
+    """`lrp.sequential_preset_b`: epsilon for dense layers, alpha 2, beta 1 for convolutions."""
+    return _preset(2, 1, epsilon)
+
+
+def lrp_sequential_preset_a_flat(epsilon: float = 0.1) -> Composite:
+    """`lrp.sequential_preset_a_flat`: preset A, and the flat rule for the first layer."""
+    return lrp_sequential_preset_a(epsilon) + [(first(), rules.Flat(eps=_EPS))]
+
+
+def lrp_sequential_preset_b_flat(epsilon: float = 0.1) -> Composite:
+    """`lrp.sequential_preset_b_flat`: preset B, and the flat rule for the first layer."""
+    return lrp_sequential_preset_b(epsilon) + [(first(), rules.Flat(eps=_EPS))]

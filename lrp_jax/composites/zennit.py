@@ -1,0 +1,60 @@
+"""zennit's composites: signed stabilizers of 1e-6 everywhere, biases absorbed, gamma generalized to any input.
+
+zennit usually starts relevance from 1 at the explained class: `output=outputs.one_hot`.
+"""
+
+from typing import Any
+
+from lrp_jax import rules
+from lrp_jax.composites._composite import Composite, first, kind
+
+Eps = float | rules.Stabilizer
+
+
+def _layers(conv: rules.LinearRule, epsilon: Eps, stabilizer: Eps, *, zero_bias: bool) -> Composite:
+    bias = "ignore" if zero_bias else "absorb"
+    return Composite([
+        (kind("sum", "avg_pool", "add"), rules.Norm(stabilizer)),
+        (kind("conv"), conv),
+        (kind("dense"), rules.Epsilon(epsilon, bias=bias)),
+    ])  # fmt: skip
+
+
+def _options(stabilizer: Eps, zero_bias: bool) -> dict[str, Any]:
+    return {"eps": stabilizer, "bias": "ignore" if zero_bias else "absorb"}
+
+
+def epsilon_gamma_box(
+    low: Any, high: Any, epsilon: Eps = 1e-6, gamma: float = 0.25, stabilizer: Eps = 1e-6, *, zero_bias: bool = False
+) -> Composite:
+    """`EpsilonGammaBox`: epsilon for dense layers, gamma for convolutions, z^B for the first convolution."""
+    options = _options(stabilizer, zero_bias)
+    layers = _layers(rules.Gamma(gamma, **options), epsilon, stabilizer, zero_bias=zero_bias)
+    return layers + [(first("conv"), rules.ZBox(low, high, **options))]
+
+
+def epsilon_plus(epsilon: Eps = 1e-6, stabilizer: Eps = 1e-6, *, zero_bias: bool = False) -> Composite:
+    """`EpsilonPlus`: epsilon for dense layers, z+ for convolutions."""
+    return _layers(rules.ZPlus(**_options(stabilizer, zero_bias)), epsilon, stabilizer, zero_bias=zero_bias)
+
+
+def epsilon_plus_flat(epsilon: Eps = 1e-6, stabilizer: Eps = 1e-6, *, zero_bias: bool = False) -> Composite:
+    """`EpsilonPlusFlat`: `EpsilonPlus`, and the flat rule for the first layer."""
+    return epsilon_plus(epsilon, stabilizer, zero_bias=zero_bias) + [(first(), rules.Flat(eps=stabilizer))]
+
+
+def epsilon_alpha2_beta1(epsilon: Eps = 1e-6, stabilizer: Eps = 1e-6, *, zero_bias: bool = False) -> Composite:
+    """`EpsilonAlpha2Beta1`: epsilon for dense layers, alpha-beta with 2 and 1 for convolutions."""
+    conv = rules.AlphaBeta(2, 1, **_options(stabilizer, zero_bias))
+    return _layers(conv, epsilon, stabilizer, zero_bias=zero_bias)
+
+
+def epsilon_alpha2_beta1_flat(epsilon: Eps = 1e-6, stabilizer: Eps = 1e-6, *, zero_bias: bool = False) -> Composite:
+    """`EpsilonAlpha2Beta1Flat`: `EpsilonAlpha2Beta1`, and the flat rule for the first layer."""
+    return epsilon_alpha2_beta1(epsilon, stabilizer, zero_bias=zero_bias) + [(first(), rules.Flat(eps=stabilizer))]
+
+
+def excitation_backprop(stabilizer: Eps = 1e-6, *, zero_bias: bool = False) -> Composite:
+    """`ExcitationBackprop`: z+ for all layers with weights."""
+    rule = rules.ZPlus(**_options(stabilizer, zero_bias))
+    return _layers(rule, 0.0, stabilizer, zero_bias=zero_bias) + [(kind("dense"), rule)]

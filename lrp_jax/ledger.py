@@ -1,0 +1,260 @@
+"""Numerical verification of conservation: where each unit of relevance went, step by step.
+
+Every term is computed from what it is, none as the rest of the others, so that their sum is a check: the residual is
+zero to rounding if, and only if, the books are right.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lrp_jax import _plan, _trace, outputs, rules
+from lrp_jax.composites import as_composite
+from lrp_jax.transform import Static, apply_rule, check, check_range, run, start
+
+LOSSES = ("bias", "stabilizer", "zeros", "constants", "rule")
+"""Where relevance can stay: kept by the bias; kept by the stabilizer; lost at outputs that are exactly zero; gone to
+constants, such as padding and masked values; dropped (or, if negative, created) by the rule itself."""
+
+_TERMS = ("received", "passed", *LOSSES, "mass", "negative")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Entry:
+    """One step in the ledger; all amounts are sums over the step, one for each example, shape (examples,).
+
+    Attributes:
+        name, kind, rule: the step's, as in the plan.
+        received: relevance of its outputs.
+        passed: relevance of its inputs.
+        bias, stabilizer, zeros, constants, rule_loss: relevance that stayed, see `LOSSES`.
+        mass: absolute relevance of its inputs.
+        negative: absolute value of the negative relevance of its inputs.
+    """
+
+    name: str
+    kind: str
+    rule: str
+    received: np.ndarray
+    passed: np.ndarray
+    bias: np.ndarray
+    stabilizer: np.ndarray
+    zeros: np.ndarray
+    constants: np.ndarray
+    rule_loss: np.ndarray
+    mass: np.ndarray
+    negative: np.ndarray
+
+    @property
+    def lost(self) -> np.ndarray:
+        """All relevance that stayed in the step."""
+        return self.bias + self.stabilizer + self.zeros + self.constants + self.rule_loss
+
+    @property
+    def residual(self) -> np.ndarray:
+        """Received - passed - lost: zero to rounding, or the step is wrong."""
+        return self.received - self.passed - self.lost
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ledger:
+    """The books of one relevance pass; `print(ledger)` shows them as a table with a verdict.
+
+    Attributes:
+        entries: one for each step that relevance passed, in forward order.
+        score: relevance at the output, by example.
+        relevance: relevance of the explained argument, summed, by example.
+        mass: its absolute values, summed.
+        negative: the absolute value of its negative part, summed.
+        tolerance: the largest residual, as a share of the relevance that moves, that counts as rounding.
+    """
+
+    entries: tuple[Entry, ...]
+    score: np.ndarray
+    relevance: np.ndarray
+    mass: np.ndarray
+    negative: np.ndarray
+    tolerance: float
+
+    def relative_residual(self, entry: Entry) -> float:
+        """An entry's largest residual over the examples, as a share of the absolute relevance that moves."""
+        return float(np.max(np.abs(entry.residual) / self._scale(entry), initial=0.0))
+
+    def _scale(self, entry: Entry) -> np.ndarray:
+        return np.maximum.reduce(
+            [entry.mass, np.abs(entry.received), np.abs(self.score), np.full_like(self.score, 1e-300)]
+        )
+
+    @property
+    def faults(self) -> tuple[Entry, ...]:
+        """The steps whose books do not close."""
+        return tuple(e for e in self.entries if not self.relative_residual(e) <= self.tolerance)
+
+    @property
+    def closes(self) -> bool:
+        """Whether every step's books close, and the steps together account for the whole score."""
+        lost = sum((e.lost for e in self.entries), np.zeros_like(self.score))
+        scale = np.maximum.reduce([self._scale(e) for e in self.entries])
+        return not self.faults and bool(np.all(np.abs(self.score - self.relevance - lost) <= self.tolerance * scale))
+
+    @property
+    def positivity(self) -> np.ndarray:
+        """Share of the absolute relevance of the input that is positive, by example; 1 where there is none."""
+        return 1 - np.divide(self.negative, self.mass, out=np.zeros_like(self.mass), where=self.mass > 0)
+
+    @property
+    def consistent(self) -> np.ndarray:
+        """Whether a score of zero came with no relevance at all, by example."""
+        return (self.score != 0) | (self.mass == 0)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: whether the books close, and how much of the score arrived."""
+        if self.faults:
+            names = ", ".join(f"{e.name} ({e.rule}: {self.relative_residual(e):.1e})" for e in self.faults)
+            return f"The books do NOT close; relevance is unaccounted for in {names}."
+        if not self.closes:
+            return "The books do NOT close: relevance was lost between steps."
+        share = self.relevance.sum() / self.score.sum() if self.score.sum() else 1.0
+        worst = max(map(self.relative_residual, self.entries))
+        return f"The books close: largest residual {worst:.1e}; {share:.2%} of the score reached the input."
+
+    def __str__(self) -> str:
+        """All amounts over all examples, from output to input; steps that only move relevance are left out."""
+        header = ("name", "rule", "received", "passed", *LOSSES, "residual", "negative")
+        rows: list[tuple[str, ...]] = [header]
+        for e in reversed(self.entries):
+            least = self.tolerance * self._scale(e).sum()
+            amounts = (e.received, e.passed, e.bias, e.stabilizer, e.zeros, e.constants, e.rule_loss)
+            amounts = [f"{t.sum():.4g}" if np.abs(t).sum() > least else "0" for t in amounts]
+            if e.kind in rules.LINEAR | {"max_pool"} or set(amounts[2:]) != {"0"} or e in self.faults:
+                share = e.negative.sum() / e.mass.sum() if e.mass.sum() else 0.0
+                rows.append((e.name or e.kind, e.rule, *amounts, f"{self.relative_residual(e):.1e}", f"{share:.1%}"))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        justify = [str.ljust, str.ljust, *[str.rjust] * (len(header) - 2)]
+        lines = ["  ".join(j(c, w) for j, c, w in zip(justify, row, widths, strict=True)) for row in rows]
+        return "\n".join([*lines, self.verdict])
+
+
+def conservation(
+    fn: Callable[..., jax.Array],
+    composite: Any,
+    *,
+    argnum: int = -1,
+    output: Callable[[jax.Array, jax.Array], jax.Array] = outputs.logit,
+) -> Callable[..., Ledger]:
+    """Keeps the books of `lrp(fn, composite)`: for each step, received = passed + bias + stabilizer + zeros + ....
+
+    Each example is explained by itself, along the first axis of the explained argument; all other arguments are the
+    same for all.
+
+    Args:
+        fn, composite, argnum, output: as for `lrp`.
+
+    Returns:
+        A function of `fn`'s arguments, with `target` and `relevance` as for `lrp`, that returns a `Ledger`.
+
+    Raises:
+        As `lrp`.
+
+    Montavon et al. 2018, "Methods for Interpreting and Understanding Deep Neural Networks", section 5 (conservation,
+    positivity, consistency).
+    """
+    composite = as_composite(composite)
+
+    @jax.jit
+    def compiled(args, target, relevance):
+        def of_one(x, target, relevance):
+            x, target, relevance = jax.tree.map(lambda v: v[None], (x, target, relevance))
+            single = [x if i == argnum % len(args) else arg for i, arg in enumerate(args)]
+            plan = _plan.make_plan(_trace.trace(fn, single, argnum), composite)
+            steps = tuple((step.name, step.kind, str(step.rule)) for step in plan.steps)
+            blank = {step: jnp.zeros(len(_TERMS), plan.graph.output.aval.dtype) for step in range(len(plan.steps))}
+            number = {id(step): i for i, step in enumerate(plan.steps)}
+
+            def forward(x, entries):
+                def carry(step):
+                    return lambda a, params: _with_books(step)(a, params, entries[number[id(step)]])
+
+                return run(plan, single, argnum, x, carry=carry)
+
+            logits, back = jax.vjp(forward, x, blank)
+            R = start(output, logits, target, relevance)
+            found, entries = back(R)
+            sums = [R.sum(), *(_total(f, found) for f in (jnp.positive, jnp.abs, _negative_part))]
+            return jnp.stack(sums), list(entries.values()), Static((steps, logits.shape))
+
+        return jax.vmap(of_one)(args[argnum], target, relevance)
+
+    def books(*args, target=None, relevance=None):
+        check(args, argnum, target, relevance)
+        examples = len(jax.tree.leaves(args[argnum])[0])
+        if target is not None and np.ndim(target) == 0:
+            target = np.full(examples, target)
+        (score, reached, mass, negative), entries, known = _as_float64(compiled(args, target, relevance))
+        steps, shape = known.value
+        check_range(target, shape)
+        entries = [Entry(*step, *terms) for step, terms in zip(steps, entries, strict=True)]
+        resolution = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(args[argnum]))).eps)
+        return Ledger(tuple(entries), score, reached, mass, negative, tolerance=4096 * resolution)
+
+    return books
+
+
+def _as_float64(found):
+    """Amounts with the examples last, so that each unpacks into one array for each term."""
+    sums, entries, known = found
+    return np.asarray(sums, np.float64).T, [np.asarray(e, np.float64).T for e in entries], known
+
+
+def _with_books(step: _plan.Step) -> Callable:
+    """The step as a function `(a, params, entry) -> z`; the cotangent of `entry` is its line in the ledger."""
+
+    def backward(saved, R):
+        a, params = saved
+        with rules.accounts() as calls:
+            found = apply_rule(step, a, params, R)
+        received, passed = _total(jnp.positive, R), _total(jnp.positive, found)
+        losses = [jnp.zeros_like(passed)] * len(LOSSES)
+        if calls:  # the rule keeps back what it does not hand to the four steps
+            handed, *kept = (sum(term) for term in zip(*calls, strict=True))
+            losses = [*kept, losses[0], received - handed]
+        elif isinstance(step.rule, rules.Route):
+            losses[LOSSES.index("constants")] = _to_constants(step, a, params, R)
+        return (
+            found,
+            None,
+            jnp.stack([received, passed, *losses, _total(jnp.abs, found), _total(_negative_part, found)]),
+        )
+
+    wrapped = jax.custom_vjp(lambda a, params, entry: step.layer(a, params))
+    wrapped.defvjp(lambda a, params, entry: (step.layer(a, params), (a, params)), backward)
+    return wrapped
+
+
+def _to_constants(step: _plan.Step, a: Any, params: Any, R: Any) -> jax.Array:
+    """The relevance that follows values which do not depend on the explained argument."""
+    leaves, tree = jax.tree.flatten(params)
+    moving = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    if not moving:
+        return jnp.zeros((), jax.tree.leaves(R)[0].dtype)
+
+    def of(constants):
+        merged = dict(enumerate(leaves)) | dict(zip(moving, constants, strict=True))
+        return step.layer(a, jax.tree.unflatten(tree, list(merged.values())))
+
+    return _total(jnp.positive, jax.vjp(of, [leaves[i] for i in moving])[1](R))
+
+
+def _negative_part(x):
+    return jnp.maximum(-x, jnp.zeros((), x.dtype))
+
+
+def _total(f, tree):
+    """The sum of f over all numbers of a tree."""
+    return functools.reduce(jnp.add, [f(x).sum() for x in jax.tree.leaves(tree)])
