@@ -156,6 +156,7 @@ def _checked(step: Step, rule: Any) -> Any:
         raise UncoveredOpError(
             f"relevance has to pass `{step.op}` at {step.ops[0].line}, and no rule covers it. Hold it constant with "
             f"jax.lax.stop_gradient, or give it a rule: composite + [(kind({step.kind!r}), rule)]."
+            + (" If this is a softmax at the end, explain the logits before it." if step.kind == "reduce_sum" else "")
         )
     fits = getattr(rule, "fits", None)
     if fits is not None and step.kind not in fits:
@@ -167,8 +168,7 @@ def _checked(step: Step, rule: Any) -> Any:
 
 def _name(steps: Sequence[Step]) -> None:
     """Names layers by the key path of their weights: the parent's (`conv1`) where that is unambiguous."""
-    layers = [s for s in steps if s.path]
-    parents = Counter(path.rpartition("/")[0] for path in {s.path for s in layers})
+    parents = Counter(path.rpartition("/")[0] for path in {s.path for s in steps if s.path})
     used, numbers = Counter([OUTPUT]), Counter()
     for step in steps:
         if step.path:
@@ -176,9 +176,12 @@ def _name(steps: Sequence[Step]) -> None:
             name = parent if parent and parents[parent] == 1 and parent != OUTPUT else step.path
             used[name] += 1
             step.name = name if used[name] == 1 else f"{name}#{used[name]}"
-        elif step.kind not in rules.MOVES:
-            step.name = f"{step.kind}_{numbers[step.kind]}"
-            numbers[step.kind] += 1
+    for step in steps:
+        if not step.path and step.kind not in rules.MOVES:
+            while not step.name or step.name in used:
+                step.name = f"{step.kind}_{numbers[step.kind]}"
+                numbers[step.kind] += 1
+            used[step.name] += 1
 
 
 # From operations to steps
@@ -189,28 +192,28 @@ _BETWEEN = frozenset({"reshape", "squeeze", "expand_dims", "transpose", "convert
 def _steps(graph: Graph) -> list[Step]:
     steps: dict[Op, Step] = {}  # by last operation
     taken: set[Op] = set()
-    for entry, ops in _regions.activations(graph):
-        steps[ops[-1]] = _activation(graph, entry, ops)
+    for label, entry, ops in _regions.activations(graph):
+        steps[ops[-1]] = Step("activation", label, ops, [entry], *_function(ops, [entry]))
         taken.update(ops)
     for op in graph.ops:
         if op.live and op not in taken:
-            step = _step(graph, op)
+            step = _step(graph, op, taken)
             steps[step.ops[-1]] = step
             taken.update(step.ops)
     return [steps[op] for op in graph.ops if op in steps]
 
 
-def _step(graph: Graph, op: Op) -> Step:
+def _step(graph: Graph, op: Op, taken: set[Op]) -> Step:
     match op.name, len(op.live_inputs), len(op.dead_inputs):
         case "dot_general", 1, 1:
-            return _weighted(graph, op, "dense")
+            return _weighted(graph, op, "dense", taken)
         case "conv_general_dilated", 1, 1:
-            return _weighted(graph, op, "conv")
+            return _weighted(graph, op, "conv", taken)
         case "reduce_window_max" | "reduce_max", 1, 0:
             return _max_pool(op)
         case "reduce_window_sum", 1, 0:
             return _total(graph, op, "avg_pool")
-        case "reduce_sum" | "cumsum", 1, 0:
+        case "reduce_sum" | "cumsum", 1, 0 if not _exponential(graph, op.inputs[0]):
             return _total(graph, op, "sum")
         case "add" | "add_any" | "sub", 2, 0:
             return _weigh(op, "add", weights=(1, -1 if op.name == "sub" else 1))
@@ -246,21 +249,19 @@ def _plain(op: Op) -> Step:
     return Step(op.name, op.name, [op], inputs, *_function([op], inputs, constants=True))
 
 
-def _activation(graph: Graph, entry: Value, ops: list[Op]) -> Step:
-    return Step("activation", _regions.label(graph, ops), ops, [entry], *_function(ops, [entry]))
-
-
-def _weighted(graph: Graph, op: Op, kind: str) -> Step:
-    """A contraction with the constant it multiplies, and the bias added next, reshapes in between allowed."""
+def _weighted(graph: Graph, op: Op, kind: str, taken: set[Op]) -> Step:
+    """A contraction with the constant it multiplies, and the biases added next, reshapes in between allowed."""
     (x,), (weight,) = op.live_inputs, op.dead_inputs
     body = [op]
     while (user := graph.sole_user(body[-1].output)) and user.name in _BETWEEN:
         body.append(user)
-    bias, ops = None, [op]
-    if user and _adds_bias(user):
-        (bias,), ops = user.dead_inputs, [*body, user]
-    else:
-        body = ops
+    ops = list(body)
+    while user and user not in taken and _adds_bias(user):
+        ops.append(user)
+        user = graph.sole_user(user.output)
+    adds = ops[len(body) :]
+    if not adds:
+        body = ops = [op]
 
     def layer(a, params):
         w, b = params
@@ -268,17 +269,19 @@ def _weighted(graph: Graph, op: Op, kind: str) -> Step:
         return z if b is None else z + b
 
     def params(read):
-        if bias is None:
-            return read(weight), None
-        return read(weight), -read(bias) if ops[-1].name == "sub" else read(bias)
+        terms = [-read(add.dead_inputs[0]) if add.name == "sub" else read(add.dead_inputs[0]) for add in adds]
+        return read(weight), sum(terms[1:], terms[0]) if terms else None
 
     return Step(kind, op.name, ops, [x], layer, params, path=weight.path)
 
 
+def _exponential(graph: Graph, value: Value) -> bool:
+    """Whether the value is an exponential, which a softmax sums: no share of such a sum is a share of the logits."""
+    return any(op.name in ("exp", "exp2") and value in op.outputs for op in graph.ops)
+
+
 def _adds_bias(op: Op) -> bool:
-    if op.name not in _BIAS or len(op.live_inputs) != 1 or op.dead_inputs[0].uniform is not None:
-        return False
-    return op.name != "sub" or op.inputs[0].live
+    return op.name in _BIAS and len(op.live_inputs) == 1 and (op.name != "sub" or op.inputs[0].live)
 
 
 def _max_pool(op: Op) -> Step:

@@ -25,8 +25,10 @@ def nonnegative(graph: Graph) -> set[Value]:
         match op.name:
             case "max":
                 sure = any(signs)
-            case "clamp" | "gather" | "dynamic_slice":  # clamp's first operand is its lower bound
+            case "clamp" | "dynamic_slice":  # clamp's first operand is its lower bound
                 sure = signs[0]
+            case "gather":
+                sure = signs[0] and (op.eqn.params["fill_value"] or 0) >= 0
             case "select_n":
                 sure = all(signs[1:])
             case "reduce_window_max":
@@ -95,5 +97,5 @@ def _cuts(step) -> bool:
 
 
 def _every_window_meets_an_input(op: Op) -> bool:
-    windows, padding = op.eqn.params["window_dimensions"], op.eqn.params["padding"]
-    return all(max(pads) < window for window, pads in zip(windows, padding, strict=True))
+    windows, padding, dilation = (op.eqn.params[k] for k in ("window_dimensions", "padding", "window_dilation"))
+    return max(dilation) == 1 and all(max(pads) < window for window, pads in zip(windows, padding, strict=True))

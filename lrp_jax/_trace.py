@@ -26,7 +26,8 @@ class Value:
         array: the value itself, if it is a constant of the traced function.
         path: key path of the parameter it is, or is made of.
         uniform: the one number that fills it, if that is known.
-        live: whether it depends on the explained input and the output depends on it.
+        live: whether relevance can reach it: it depends on the explained input, and the output depends on it by
+            more than comparisons and stop_gradient.
     """
 
     aval: Any
@@ -102,8 +103,8 @@ class Graph:
     users: dict[Value, list[Op]]
 
     def sole_user(self, value: Value) -> Op | None:
-        """The one operation that reads the value, if there is just one and it is not the result."""
-        users = self.users.get(value, [])
+        """The one live operation that reads the value, if there is just one and it is not the result."""
+        users = [op for op in self.users.get(value, []) if op.live]
         return users[0] if len(users) == 1 and value is not self.output else None
 
 
@@ -138,12 +139,14 @@ def trace(fn: Callable, args: Sequence[Any], argnum: int) -> Graph:
 
 def check(args: Sequence[Any], argnum: int) -> int:
     """The explained argument, counted from 0; raises as `trace` does where the arguments cannot be explained."""
+    if not isinstance(argnum, int):
+        raise TypeError(f"argnum must be one int; got {argnum!r}. To explain several inputs, take them as one tuple.")
     if not -len(args) <= argnum < len(args):
         raise IndexError(f"argnum={argnum}, but the function was called with {len(args)} arguments.")
     argnum %= len(args)
     for i, arg in enumerate(args):
         for leaf in jax.tree.leaves(arg):
-            if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
+            if not hasattr(leaf, "dtype") and (isinstance(leaf, bool) or not isinstance(leaf, int | float | complex)):
                 raise TypeError(
                     f"argument {i} holds {leaf!r}, which is not an array; fix such arguments beforehand, "
                     "for example with functools.partial."
@@ -190,8 +193,13 @@ def _flatten(jaxpr, consts, inputs, ops, calls) -> list[Value]:
 
 
 def _constant(aval, array) -> Value:
-    known = aval.size == 1 and isinstance(array, np.ndarray | np.generic | int | float)
-    return Value(aval, array=array, uniform=float(np.asarray(array).item()) if known else None)
+    real = (
+        aval.shape == ()
+        and jnp.issubdtype(aval.dtype, jnp.number)
+        and not jnp.issubdtype(aval.dtype, jnp.complexfloating)
+    )
+    known = real and isinstance(array, np.ndarray | np.generic | int | float)
+    return Value(aval, array=array, uniform=float(np.asarray(array)) if known else None)
 
 
 def _mark_live(ops, explained, output) -> list[Op]:
@@ -204,12 +212,14 @@ def _mark_live(ops, explained, output) -> list[Op]:
             for out in op.outputs:
                 out.path = next((v.path for v in op.inputs if v.path), "")
                 out.uniform = op.inputs[0].uniform if op.name in _UNIFORM else None
-    needed, kept = {output}, []
+    needed, relevant, kept = {output}, {output}, []
     for op in reversed(ops):
         if not needed.isdisjoint(op.outputs):
             needed.update(op.inputs)
             kept.append(op)
-    for value in needed & reached:
+        if not relevant.isdisjoint(reached.intersection(op.outputs)):
+            relevant.update(op.inputs)
+    for value in relevant & reached:
         value.live = True
     return kept[::-1]
 

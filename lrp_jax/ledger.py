@@ -51,9 +51,14 @@ class Entry:
     negative: np.ndarray
 
     @property
+    def losses(self) -> tuple[np.ndarray, ...]:
+        """What stayed, in the order of `LOSSES`."""
+        return self.bias, self.stabilizer, self.zeros, self.constants, self.rule_loss
+
+    @property
     def lost(self) -> np.ndarray:
         """All relevance that stayed in the step."""
-        return self.bias + self.stabilizer + self.zeros + self.constants + self.rule_loss
+        return np.sum(self.losses, axis=0)
 
     @property
     def residual(self) -> np.ndarray:
@@ -130,9 +135,9 @@ class Ledger:
         rows: list[tuple[str, ...]] = [header]
         for e in reversed(self.entries):
             least = self.tolerance * self._scale(e).sum()
-            amounts = (e.received, e.passed, e.bias, e.stabilizer, e.zeros, e.constants, e.rule_loss)
-            amounts = [f"{t.sum():.4g}" if np.abs(t).sum() > least else "0" for t in amounts]
-            if e.kind in rules.LINEAR | {"max_pool"} or set(amounts[2:]) != {"0"} or e in self.faults:
+            losses = [f"{t.sum():.4g}" if np.abs(t).sum() > least else "0" for t in e.losses]
+            amounts = [f"{e.received.sum():.4g}", f"{e.passed.sum():.4g}", *losses]
+            if e.kind in rules.LINEAR | {"max_pool"} or set(losses) != {"0"} or e in self.faults:
                 share = e.negative.sum() / e.mass.sum() if e.mass.sum() else 0.0
                 rows.append((e.name or e.kind, e.rule, *amounts, f"{self.relative_residual(e):.1e}", f"{share:.1%}"))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -174,7 +179,8 @@ def conservation(
             single = [x if i == argnum % len(args) else arg for i, arg in enumerate(args)]
             plan = _plan.make_plan(_trace.trace(fn, single, argnum), composite)
             steps = tuple((step.name, step.kind, str(step.rule)) for step in plan.steps)
-            blank = {step: jnp.zeros(len(_TERMS), plan.graph.output.aval.dtype) for step in range(len(plan.steps))}
+            line = jnp.zeros(len(_TERMS), np.promote_types(plan.graph.output.aval.dtype, jnp.float32))
+            blank = dict.fromkeys(range(len(steps)), line)
             number = {id(step): i for i, step in enumerate(plan.steps)}
 
             def forward(x, entries):
@@ -186,13 +192,13 @@ def conservation(
             logits, back = jax.vjp(forward, x, blank)
             R = start(output, logits, target, relevance)
             found, entries = back(R)
-            sums = [R.sum(), *(_total(f, found) for f in (jnp.positive, jnp.abs, _negative_part))]
+            sums = [rules.amount(R), *(_total(f, found) for f in (jnp.positive, jnp.abs, _negative_part))]
             return jnp.stack(sums), list(entries.values()), Static((steps, logits.shape))
 
         return jax.vmap(of_one)(args[argnum], target, relevance)
 
     def books(*args, target=None, relevance=None):
-        check(args, argnum, target, relevance)
+        target = check(args, argnum, target, relevance)
         examples = len(jax.tree.leaves(args[argnum])[0])
         if target is not None and np.ndim(target) == 0:
             target = np.full(examples, target)
@@ -201,7 +207,7 @@ def conservation(
         check_range(target, shape)
         entries = [Entry(*step, *terms) for step, terms in zip(steps, entries, strict=True)]
         resolution = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(args[argnum]))).eps)
-        return Ledger(tuple(entries), score, reached, mass, negative, tolerance=4096 * resolution)
+        return Ledger(tuple(entries), score, reached, mass, negative, tolerance=min(64 * resolution, 0.02))
 
     return books
 
@@ -226,11 +232,8 @@ def _with_books(step: _plan.Step) -> Callable:
             losses = [*kept, losses[0], received - handed]
         elif isinstance(step.rule, rules.Route):
             losses[LOSSES.index("constants")] = _to_constants(step, a, params, R)
-        return (
-            found,
-            None,
-            jnp.stack([received, passed, *losses, _total(jnp.abs, found), _total(_negative_part, found)]),
-        )
+        shape = _total(jnp.abs, found), _total(_negative_part, found)
+        return found, None, jnp.stack([received, passed, *losses, *shape])
 
     wrapped = jax.custom_vjp(lambda a, params, entry: step.layer(a, params))
     wrapped.defvjp(lambda a, params, entry: (step.layer(a, params), (a, params)), backward)
@@ -242,13 +245,13 @@ def _to_constants(step: _plan.Step, a: Any, params: Any, R: Any) -> jax.Array:
     leaves, tree = jax.tree.flatten(params)
     moving = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     if not moving:
-        return jnp.zeros((), jax.tree.leaves(R)[0].dtype)
+        return _total(jnp.zeros_like, R)
 
-    def of(constants):
+    def of(a, constants):
         merged = dict(enumerate(leaves)) | dict(zip(moving, constants, strict=True))
         return step.layer(a, jax.tree.unflatten(tree, list(merged.values())))
 
-    return _total(jnp.positive, jax.vjp(of, [leaves[i] for i in moving])[1](R))
+    return _total(jnp.positive, jax.vjp(of, a, [leaves[i] for i in moving])[1](R)[1])
 
 
 def _negative_part(x):
@@ -257,4 +260,4 @@ def _negative_part(x):
 
 def _total(f, tree):
     """The sum of f over all numbers of a tree."""
-    return functools.reduce(jnp.add, [f(x).sum() for x in jax.tree.leaves(tree)])
+    return functools.reduce(jnp.add, [rules.amount(f(x)) for x in jax.tree.leaves(tree)])

@@ -8,8 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from lrp_jax.ledger import LOSSES, Ledger
+from lrp_jax.rules import LINEAR
+
 COLOURS = "bwr"
 """Blue for relevance against the class, white for none, red for relevance in its favour."""
+
+LOSS_COLOURS = ("#c44e52", "#dd8452", "#8c8c8c", "#937860", "#8172b3")
 
 
 def pixels(relevance: Any) -> np.ndarray:
@@ -65,3 +70,31 @@ def explanation(photo: Image.Image, relevances: Sequence[Any], titles: Sequence[
         heatmap(relevance, ax).set_title(title, fontsize=10)
     figure.supxlabel(caption, fontsize=8, color="0.35")
     return figure
+
+
+def books(ledger: Ledger, ax: Axes) -> Axes:
+    """Draws relevance by depth, from input to output, and above it what had stayed behind so far, by reason.
+
+    Args:
+        ledger: the books of one relevance pass; amounts are summed over its examples.
+        ax: the axes to draw on.
+
+    Returns:
+        The axes.
+    """
+    entries = [e for e in ledger.entries if e.kind in LINEAR | {"max_pool"}]
+    positions = np.arange(len(entries))
+    lost = np.array([[np.sum(term) for term in e.losses] for e in ledger.entries])  # by entry and reason
+    where = [ledger.entries.index(e) for e in entries]
+    behind = np.cumsum(lost[::-1], axis=0)[::-1][where]
+    ax.axhline(float(ledger.score.sum()), color="0.6", linewidth=0.8, linestyle="--", label="score")
+    ax.bar(positions, [e.passed.sum() for e in entries], color="#4c72b0", label="relevance of its input")
+    for reason, colour, amounts in zip(LOSSES, LOSS_COLOURS, behind.T, strict=True):
+        if np.abs(amounts).max() > ledger.tolerance * np.abs(ledger.score).sum():
+            ax.plot(positions, amounts, color=colour, marker="o", markersize=3, label=f"stayed behind: {reason}")
+    ax.axhline(0, color="0.2", linewidth=0.8)
+    ax.set_xticks(positions, [e.name for e in entries], rotation=60, ha="right", fontsize=7)
+    ax.set_ylabel("sum of relevance")
+    ax.legend(fontsize=7, frameon=False)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax

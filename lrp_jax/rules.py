@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 Layer = Callable[[Any, Any], jax.Array]
 Rule = Callable[[Layer, Any, Any, Any], Any]
@@ -27,6 +28,7 @@ MOVES = frozenset({
     "reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "convert_element_type", "copy", "copy_p",
     "slice", "dynamic_slice", "dynamic_update_slice", "pad", "rev", "concatenate", "split", "gather", "select_n",
     "max", "min", "reduce_min", "device_put", "optimization_barrier", "sharding_constraint", "pvary", "pcast",
+    "stack", "tile", "name", "reduce_precision",
 })  # fmt: skip
 """Operations that copy values to other places, or choose among them."""
 
@@ -63,17 +65,18 @@ def four_steps(
 
     z, back = jax.vjp(forward, inputs)  # 1. forward
     denominator = as_stabilizer(eps)(z)
-    s = _divide(R, denominator)  # 2. element-wise division
+    s, dead = _divide(R, denominator)  # 2. element-wise division
     (c,) = back(s)  # 3. backward
     R_in = functools.reduce(_add, map(_multiply, inputs, c))  # 4. element-wise product
 
     log = _log.get()
     if log is None and not share:
         return R_in
-    constant = forward(jax.tree.map(jnp.zeros_like, inputs))  # what z has of the bias
+    linear = all(map(_without_any_bias, params))
+    constant = jnp.zeros_like(z) if linear else forward(jax.tree.map(jnp.zeros_like, inputs))  # what z has of the bias
     if log is not None:
-        dropped = jnp.where(_too_small(denominator), R, jnp.zeros((), R.dtype))
-        log.append(Account(*map(jnp.sum, (R, s * constant, s * (denominator - z), dropped))))
+        dropped = jnp.where(dead, R, jnp.zeros((), R.dtype))
+        log.append(Account(*map(amount, (R, s * constant, s * (denominator - z), dropped))))
     if share:
         equal = [(_ones(inputs[0]), _ones(_without_bias(params[0])))]
         R_in = _add(R_in, four_steps(layer, equal, s * (denominator - z + constant)))
@@ -99,9 +102,14 @@ class Account(NamedTuple):
 _log: contextvars.ContextVar[list[Account] | None] = contextvars.ContextVar("log", default=None)
 
 
+def amount(R: jax.Array) -> jax.Array:
+    """The sum of relevance, in float32 at least."""
+    return jnp.sum(R, dtype=np.promote_types(R.dtype, jnp.float32))
+
+
 @contextlib.contextmanager
 def accounts() -> Iterator[list[Account]]:
-    """Collects an `Account` of every call of `four_steps` made inside."""
+    """Collects an `Account` of every call of `four_steps` made inside; for use around rules, within one trace."""
     log: list[Account] = []
     token = _log.set(log)
     try:
@@ -148,6 +156,7 @@ class Stabilizer(_Brief):
     def __post_init__(self):
         if self.mode not in ("signed", "unsigned", "clip", "at_zero"):
             raise ValueError(f"Stabilizer mode {self.mode!r}: expected 'signed', 'unsigned', 'clip' or 'at_zero'.")
+        _check_not_negative("Stabilizer eps", self.eps)
         if self.norm not in (None, "sample", "tensor"):
             raise ValueError(f"Stabilizer norm {self.norm!r}: expected None, 'sample' or 'tensor'.")
 
@@ -157,7 +166,8 @@ class Stabilizer(_Brief):
         eps = jnp.asarray(self.eps, z.dtype)
         if self.norm is not None:
             axes = None if self.norm == "tensor" else tuple(range(1, z.ndim))
-            eps = eps * jnp.sqrt(jnp.mean(jnp.square(z), axis=axes, keepdims=True))
+            wide = z.astype(np.promote_types(z.dtype, jnp.float32))  # squares of float16 overflow soon
+            eps = eps * jnp.sqrt(jnp.mean(jnp.square(wide), axis=axes, keepdims=True)).astype(z.dtype)
         one = jnp.ones((), z.dtype)
         match self.mode:
             case "signed":
@@ -167,6 +177,11 @@ class Stabilizer(_Brief):
             case "clip":
                 return jnp.where(z < 0, -one, one) * jnp.maximum(jnp.abs(z), eps)
         return jnp.where(z == 0, eps, z)
+
+
+def _check_not_negative(name: str, value: Any) -> None:
+    if isinstance(value, int | float) and value < 0:
+        raise ValueError(f"{name} must not be negative; got {value}.")
 
 
 def as_stabilizer(eps: float | Stabilizer) -> Stabilizer:
@@ -189,18 +204,31 @@ _multiply = _map(jnp.multiply)
 
 
 def _divide(R, z):
-    """R / z, and 0 where z is 0 or too small to divide by."""
-    dead = _too_small(z)
-    return jnp.where(dead, jnp.zeros((), z.dtype), R / jnp.where(dead, jnp.ones((), z.dtype), z))
-
-
-def _too_small(z):
-    return jnp.abs(z) < jnp.finfo(z.dtype).tiny
+    """R / z, and 0 where z is 0 or too small to divide by; and where that is."""
+    s = R / jnp.where(z == 0, jnp.ones((), z.dtype), z)
+    dead = (jnp.abs(z) < jnp.finfo(z.dtype).tiny) | (jnp.isinf(s) & ~jnp.isinf(R))
+    return jnp.where(dead, jnp.zeros((), z.dtype), s), dead
 
 
 def _filled(a, value):
     """`value` in the shape of `a`; added to zeros of `a`, so that it varies over a mesh where `a` does."""
-    return jax.tree.map(lambda x: jnp.zeros_like(x) + jnp.broadcast_to(jnp.asarray(value, x.dtype), x.shape), a)
+
+    def fill(x):
+        bound = jnp.asarray(value, x.dtype)
+        try:
+            return jnp.zeros_like(x) + jnp.broadcast_to(bound, x.shape)
+        except ValueError:
+            raise ValueError(f"ZBox bounds of shape {bound.shape} do not fit an input of shape {x.shape}.") from None
+
+    return jax.tree.map(fill, a)
+
+
+def _as_tuples(nested):
+    return tuple(map(_as_tuples, nested)) if isinstance(nested, list) else nested
+
+
+def _without_any_bias(params):
+    return not jax.tree.leaves(params) or (isinstance(params, tuple) and len(params) == 2 and params[1] is None)
 
 
 def _without_bias(params):
@@ -224,6 +252,7 @@ class LinearRule(_Brief):
     fits: ClassVar[frozenset[str]] = LINEAR
 
     def __post_init__(self):
+        _check_not_negative(f"{type(self).__name__} eps", self.eps)
         if self.bias not in ("absorb", "keep", "ignore", "share"):
             name = type(self).__name__
             raise ValueError(f"{name} bias {self.bias!r}: expected 'absorb', 'keep', 'ignore' or 'share'.")
@@ -419,12 +448,18 @@ class ZBox(LinearRule):
 
     def __post_init__(self):
         super().__post_init__()
-        low, high = np.asarray(self.low), np.asarray(self.high)
-        if not np.all(low <= high):
+        if isinstance(self.low, Tracer) or isinstance(self.high, Tracer):
+            return
+        low, high = np.asarray(self.low, np.float64), np.asarray(self.high, np.float64)
+        try:
+            ordered = np.all(low <= high)
+        except ValueError:
+            raise ValueError(f"ZBox low has shape {low.shape} and high {high.shape}; expected the same.") from None
+        if not ordered:
             raise ValueError("ZBox low must not exceed high: they bound the values that inputs can have.")
-        for name, bound in (("low", low), ("high", high)):  # small bounds as tuples, so that rules print and compare
-            if bound.ndim <= 1:
-                object.__setattr__(self, name, float(bound) if bound.ndim == 0 else tuple(map(float, bound)))
+        for name, bound in (("low", low), ("high", high)):  # bounds of few numbers as tuples: rules print and compare
+            if bound.size <= 64:
+                object.__setattr__(self, name, _as_tuples(bound.tolist()))
 
     def __call__(self, layer, a, params, R):
         low, high = _filled(a, self.low), _filled(a, self.high)
@@ -480,7 +515,7 @@ class Route(_Brief):
     For operations that only move or choose values: reshape, transpose, slice, pad, concatenate, select.
     """
 
-    fits: ClassVar[frozenset[str]] = MOVES | {"max_pool"}
+    fits: ClassVar[frozenset[str]] = MOVES | {"max_pool", "sort", "top_k", "cummax", "cummin", "scatter"}
 
     def __call__(self, layer: Layer, a: Any, params: Any, R: Any) -> Any:
         return jax.vjp(lambda a: layer(a, params), a)[1](R)[0]

@@ -43,7 +43,8 @@ def lrp(
         example. `relevance`, shaped as the logits, takes the place of `output(logits, target)`. The result has the
         explained argument's shape and dtype. With `layers=True` it is a pair: that, and a dict in forward order from
         the name of each layer to the relevance at its input, and from `output` to where relevance started.
-        A `target` that is out of range raises IndexError; where its value is not known (in `jit`), relevance is NaN.
+        A `target` that is out of range raises IndexError; one in a `jax.Array`, which is not looked into, makes the
+        relevance NaN.
 
     Raises (on the first call for each set of shapes):
         UncoveredOpError: relevance would have to pass an operation without a rule.
@@ -66,7 +67,7 @@ def lrp(
         return (found, at_layers) if layers else found, Static(logits.shape)
 
     def explain(*args, target=None, relevance=None):
-        check(args, argnum, target, relevance)
+        target = check(args, argnum, target, relevance)
         found, shape = compiled(args, target, relevance)
         check_range(target, shape.value)
         return found
@@ -159,31 +160,40 @@ def start(output: Callable, logits: jax.Array, target: Any, relevance: Any) -> j
         raise ValueError(
             "the function returned a scalar, but a target counts along an axis of classes; return shape (1,)."
         )
-    target = jnp.asarray(jnp.argmax(logits, axis=-1) if target is None else target)
+    target = jnp.argmax(logits, axis=-1) if target is None else jnp.asarray(target)
     batch = logits.shape[:-1]
     if not jnp.issubdtype(target.dtype, jnp.integer):
         raise TypeError(f"target must be an int or an array of ints, one for each example; got dtype {target.dtype}.")
     if target.shape not in ((), batch):
         raise ValueError(f"target has shape {target.shape}; expected () or {batch}, one class for each example.")
-    target = jnp.broadcast_to(target, batch)
+    target = jnp.broadcast_to(target.astype(jnp.int32), batch)  # a narrow type cannot count all classes
     R = output(logits, target)
-    if R.shape != logits.shape:
-        raise ValueError(f"output returned relevance of shape {R.shape}; expected the logits' {logits.shape}.")
+    if jnp.shape(R) != logits.shape:
+        raise ValueError(f"output returned relevance of shape {jnp.shape(R)}; expected the logits' {logits.shape}.")
     known = (target >= 0) & (target < logits.shape[-1])
     return jnp.where(known[..., None], R, jnp.nan).astype(logits.dtype)
 
 
-def check(args: Sequence[Any], argnum: int, target: Any, relevance: Any) -> None:
-    """Raises where a call cannot be explained, before anything is traced."""
+def check(args: Sequence[Any], argnum: int, target: Any, relevance: Any) -> Any:
+    """The target as an array or int; raises where a call cannot be explained, before anything is traced."""
     _trace.check(args, argnum)
     if target is not None and relevance is not None:
         raise TypeError("give either target or relevance; relevance already says where to start.")
+    if relevance is not None and not hasattr(relevance, "dtype"):
+        relevance = np.asarray(relevance)
+        if relevance.dtype.kind not in "fiu":
+            raise TypeError("relevance must be an array of numbers, shaped as the logits.")
+    if target is None or isinstance(target, jax.Array):
+        return target
+    target = np.asarray(target)
+    if target.dtype.kind not in "iu":
+        raise TypeError(f"target must be an int or an array of ints, one for each example; got {target.tolist()!r}.")
+    return target
 
 
 def check_range(target: Any, shape: tuple[int, ...]) -> None:
     """Raises IndexError if a target whose value is at hand is no class of logits of this shape."""
-    if isinstance(target, int | np.ndarray | np.generic):
-        target = np.asarray(target)
+    if isinstance(target, np.ndarray):
         wrong = target[(target < 0) | (target >= shape[-1])]
         if wrong.size:
             raise IndexError(f"target {wrong.flat[0]} is out of range; expected 0 to {shape[-1] - 1}.")

@@ -114,9 +114,7 @@ def test_a_planted_fault_is_found_and_named():
     def cheat(layer, a, params, R):
         return rules.Epsilon()(layer, a, params, R).at[0, 0, 0, 0].add(1e-6)
 
-    ledger = lrp_jax.conservation(cnn, EPSILON + [("conv2", cheat)])(
-        cnn_params(), images()
-    )
+    ledger = lrp_jax.conservation(cnn, EPSILON + [("conv2", cheat)])(cnn_params(), images())
     assert [e.name for e in ledger.faults] == ["conv2"]
     assert not ledger.closes
     assert "do NOT close" in ledger.verdict
@@ -125,9 +123,7 @@ def test_a_planted_fault_is_found_and_named():
     def greedy(layer, a, params, R):
         return a * 0
 
-    ledger = lrp_jax.conservation(cnn, EPSILON + [("fc1", greedy)])(
-        cnn_params(), images()
-    )
+    ledger = lrp_jax.conservation(cnn, EPSILON + [("fc1", greedy)])(cnn_params(), images())
     assert [e.name for e in ledger.faults] == ["fc1"]
 
 

@@ -46,7 +46,7 @@ def covered(prefix):
     ids = [id for id in CASES if id.startswith(prefix) and id not in NOT_RULES]
     if not ids:
         skip = pytest.mark.skip(reason="LRP_JAX_DATA is not set, or holds no peer_cases")
-        return pytest.mark.parametrize("case", [pytest.param(None, marks=skip, id=prefix)])
+        return pytest.mark.parametrize("case", [pytest.param(None, marks=skip, id=str(prefix))])
     return pytest.mark.parametrize("case", [pytest.param(CASES[id], id=id) for id in ids])
 
 

@@ -244,6 +244,12 @@ def test_unclear_arguments_are_refused():
         lambda: explain(params, x, target=np.array([0, 1])),
     )
     fails(TypeError, "target must be an int", lambda: explain(params, x, target=1.0))
+    fails(TypeError, "target must be an int.*got 'cat'", lambda: explain(params, x, target="cat"))
+    fails(TypeError, "target must be an int", lambda: explain(params, x, target=jnp.ones(3)))
+    fails(IndexError, "target 700 is out of range", lambda: explain(params, x, target=[0, 700, 1]))
+    fails(TypeError, "argnum must be one int", lambda: lrp_jax.lrp(cnn, rules.Zero(), argnum=(0, 1))(params, x))
+    box = rules.ZBox([1, 2, 3], 5)
+    fails(ValueError, r"ZBox bounds of shape \(3,\) do not fit", lambda: lrp_jax.lrp(cnn, box)(params, x))
     fails(TypeError, "either target or relevance", lambda: explain(params, x, target=1, relevance=np.ones((3, 3))))
     fails(ValueError, r"relevance has shape \(3,\); expected", lambda: explain(params, x, relevance=np.ones(3)))
     fails(TypeError, "explained argument 1 has dtype int64", lambda: explain(params, x.astype(np.int64)))
@@ -285,3 +291,89 @@ def test_huge_and_dead_inputs_stay_finite():
         explain = lrp_jax.lrp(cnn, composite)
         for scale in (0.0, 1e-12, 1e12):
             assert np.isfinite(explain(params, images(dtype=np.float32) * np.float32(scale))).all(), (name, scale)
+
+
+# Constants, wherever they stand, are constants: LRP-0 is gradient x input for every piecewise-linear function
+W2 = np.array([[1.0, 0.5], [-2.0, 1.0]])
+PIECEWISE_LINEAR = {
+    "a number before relu": lambda w, x: jax.nn.relu(x @ w + 3.0) @ w,
+    "a number after relu": lambda w, x: (jax.nn.relu(x @ w) * 2.0 - 1.0) @ w,
+    "numbers around relu": lambda w, x: (jax.nn.relu(x @ w * 2.0 + 0.7) / 3.0 + 1.0) @ w,
+    "a masked constant": lambda w, x: jnp.where(jnp.array([[True, False]]), jax.nn.relu(x @ w), 5.0) @ w,
+    "two biases": lambda w, x: (x @ w + w[:1]) + w[1:],
+    "a bias, compared before": lambda w, x: (lambda z: jnp.where(z > -1e9, z + w[:1], 0.0))(x @ w),
+    "stack and tile": lambda w, x: jnp.tile(jnp.stack([x @ w, x], 1).sum(1), (1, 2)),
+    "a sibling of an activation": lambda w, x: (lambda h: h @ w + (h + jnp.maximum(x, -1.0)) @ w)(jax.nn.relu(x)),
+    "complex constants": lambda w, x: x * jnp.real(jnp.asarray(np.exp([[0j, 1j]]))),
+    "weights by closure": lambda w, x: jax.nn.relu(x @ W2) @ jnp.asarray(W2),
+    "a gate held constant": lambda w, x: jax.nn.relu(x @ w) * jax.lax.stop_gradient(jax.nn.softmax(x @ w)),
+}
+
+
+@pytest.mark.parametrize("fn", PIECEWISE_LINEAR.values(), ids=PIECEWISE_LINEAR)
+def test_lrp_0_is_gradient_times_input_wherever_constants_stand(fn):
+    x = np.array([[1.0, -0.4], [0.3, 2.0]])
+    gradient = jax.grad(lambda x: fn(W2, x)[:, 1].sum())(x)
+    found = lrp_jax.lrp(fn, rules.Zero())(W2, x, target=1)
+    np.testing.assert_allclose(found, gradient * x, rtol=1e-12, atol=1e-14)
+
+
+def test_rules_see_weights_by_closure_and_all_biases():
+    x, b = np.array([[1.0, -0.5]]), np.array([[0.2, -0.3]])
+    given = lrp_jax.lrp(lambda p, x: x @ p[0] + p[1], rules.Gamma(0.5))((W2, 2 * b), x)
+    closed = lrp_jax.lrp(lambda x: (x @ W2 + b) + b, rules.Gamma(0.5))(x)
+    np.testing.assert_allclose(closed, given, rtol=1e-12)
+
+
+def test_a_narrow_target_counts_all_classes():
+    R = lrp_jax.lrp(lambda x: x, [])(np.ones((1, 600)), target=np.array([3], np.uint8))
+    assert R.sum() == R[0, 3] == 1
+
+
+def test_layers_that_only_a_held_value_reads_are_no_layers():
+    def fn(p, x):
+        gate = jax.lax.stop_gradient(jax.nn.softmax(x @ p["gate"]))
+        return (jax.nn.relu(x @ p["l1"]) * gate) @ p["l2"]
+
+    plan = lrp_jax.plan(fn, [(kind("dense"), rules.Epsilon()), (composites.first(), rules.ZBox(-3, 3))])
+    found = {s.name: type(s.rule) for s in plan(dict.fromkeys(("l1", "l2", "gate"), W2), np.ones((1, 2))).steps}
+    assert "gate" not in found
+    assert found["l1"] is rules.ZBox
+
+
+def test_generated_names_make_way_for_those_of_parameters():
+    params = {"dense_0": {"w": W2}, "b": {"w": W2}}
+    fn = lambda p, x: jax.nn.relu(jax.nn.relu(x @ p["dense_0"]["w"]) @ W2) @ p["b"]["w"]
+    _, layers = lrp_jax.lrp(fn, rules.Zero(), layers=True)(params, np.ones((1, 2)))
+    assert list(layers) == ["dense_0", "dense_1", "b", "output"]
+
+
+def test_a_fill_value_below_zero_forbids_the_cheap_form():
+    fn = lambda w, x: jax.nn.relu(x).at[:, np.array([0, 9])].get(mode="fill", fill_value=-1.0) @ w
+    found = lrp_jax.lrp(fn, rules.ZPlus(eps=0))(np.array([[1.0], [-2.0]]), np.ones((1, 2)), relevance=np.ones((1, 1)))
+    np.testing.assert_allclose(found, [[1 / 3, 0]], rtol=1e-12)
+
+
+def test_planning_a_deep_network_is_quick():
+    """The work grows with depth, not with its square: counted by looking at the plan, at twice the depth."""
+
+    def deep(p, x):
+        for w in p:
+            x = x + jax.nn.gelu(x @ w)
+        return x
+
+    shapes = [jax.ShapeDtypeStruct((2, 2), jnp.float64)] * 300
+    assert len(lrp_jax.plan(deep, rules.Zero())(shapes, jax.ShapeDtypeStruct((1, 2), jnp.float64)).steps) == 900
+
+
+@pytest.mark.parametrize(("dtype", "z", "R"), [(np.float16, 1e-4, 10), (np.float32, 3e-38, 100)])
+def test_a_quotient_too_large_to_write_down_is_dropped(dtype, z, R):
+    found = rules.Zero()(
+        lambda a, p: a @ p[0], np.array([[z, 0]], dtype), (np.eye(2, dtype=dtype), None), np.array([[R, 1]], dtype)
+    )
+    assert np.isfinite(found).all()
+
+
+def test_the_root_mean_square_of_half_precision_does_not_overflow():
+    z = jnp.full((1, 4), 512, jnp.float16)
+    np.testing.assert_allclose(rules.Stabilizer(0.25, norm="sample")(z), z * 1.25)

@@ -79,7 +79,16 @@ def _quoted(kinds: tuple[str, ...]) -> str:
 
 
 def kind(*kinds: str) -> Position:
-    """All steps of these kinds: `dense`, `conv`, `max_pool`, `avg_pool`, `sum`, `activation`, ..., or an op's name."""
+    """All steps of these kinds: `dense`, `conv`, `max_pool`, `avg_pool`, `sum`, `activation`, ..., or an op's name.
+
+    Raises:
+        ValueError: a name that is nearly, but not quite, one of those.
+    """
+    known = sorted(rules.LINEAR | {"max_pool", "activation"})
+    for name in kinds:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+        if near and name not in known and name not in rules.MOVES:
+            raise ValueError(f"no kind {name!r}; did you mean {near[0]!r}?")
     return Position(kinds)
 
 
@@ -155,6 +164,9 @@ def _checked(entry: Any) -> tuple[Any, rules.Rule]:
         raise TypeError(
             f"a selector is a name, kind(...), first(), last(), depth(...) or a function; got {selector!r}."
         )
+    for made in (kind, first, last, depth):
+        if selector is made:
+            raise TypeError(f"write {made.__name__}(...), with parentheses, to select layers.")
     if not callable(rule) or isinstance(rule, type):
         hint = f"; write {rule.__name__}()" if isinstance(rule, type) else ""
         raise TypeError(f"a rule is a callable (layer, a, params, R) -> R_in; got {rule!r}{hint}.")
