@@ -54,33 +54,48 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lrp-jax", description="Layer-wise Relevance Propagation in JAX.")
     parser.add_argument("--version", action="version", version=f"lrp-jax {lrp_jax.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
     explain = commands.add_parser(
         "explain",
         help="explain what the network sees in photographs",
         description="Names what VGG-16 sees in each photograph, and draws which pixels speak for it (red) and against "
-        "it (blue). The shipped network knows the ten classes of Imagenette: tench, English springer, cassette player, "
-        "chain saw, church, French horn, garbage truck, gas pump, golf ball, parachute.",
+        f"it (blue). {_CLASSES}",
     )
-    explain.add_argument("photos", nargs="+", metavar="PHOTO", help="any image that Pillow reads")
-    explain.add_argument(
-        "--composite",
-        default="epsilon_gamma_box",
-        metavar="NAME",
-        help="the rules (default: %(default)s); a wrong name lists all",
-    )
-    which = explain.add_mutually_exclusive_group()
-    which.add_argument(
-        "--target", metavar="CLASS", help="the class to explain: name, index or WordNet id (default: the likeliest)"
-    )
+    which = _add_common(explain)
     which.add_argument("--top", type=_positive, default=1, metavar="K", help="explain the K likeliest classes")
-    explain.add_argument(
-        "--out", type=Path, default=Path(), metavar="DIR", help="folder for the files (default: the current one)"
-    )
     explain.add_argument("--npz", action="store_true", help="write the relevance as an array, too")
     explain.add_argument("--json", action="store_true", help="print the results as JSON")
-    explain.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    explain.set_defaults(run=_explain)
+    explain.set_defaults(run=_explain, ends=lambda options: ("_lrp.png", "_lrp.npz") if options.npz else ("_lrp.png",))
+
+    check = commands.add_parser(
+        "check",
+        help="verify where relevance went, layer by layer",
+        description="Prints, for each photograph, where each unit of relevance went on its way from the score to the "
+        f"pixels, and draws it: how much arrived at each layer, and what stayed behind. {_CLASSES}",
+    )
+    _add_common(check)
+    check.set_defaults(run=_check, top=1, ends=lambda options: ("_ledger.png",))
     return parser
+
+
+_CLASSES = (
+    "The shipped network knows the ten classes of Imagenette: tench, English springer, cassette player, chain saw, "
+    "church, French horn, garbage truck, gas pump, golf ball, parachute."
+)
+
+
+def _add_common(command: argparse.ArgumentParser):
+    """Adds what both commands ask for; returns the group of options that say which class."""
+    command.add_argument("photos", nargs="+", metavar="PHOTO", help="any image that Pillow reads")
+    rules = "the rules (default: %(default)s); a wrong name lists all"
+    command.add_argument("--composite", default="epsilon_gamma_box", metavar="NAME", help=rules)
+    folder = "folder for the files (default: the current one)"
+    command.add_argument("--out", type=Path, default=Path(), metavar="DIR", help=folder)
+    command.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    which = command.add_mutually_exclusive_group()
+    target = "the class to explain: name, index or WordNet id (default: the likeliest)"
+    which.add_argument("--target", metavar="CLASS", help=target)
+    return which
 
 
 def _positive(text: str) -> int:
@@ -97,25 +112,8 @@ def _complain(error: Exception) -> int:
 def _explain(options) -> int:
     from lrp_jax.models.vgg16_imagenette import MODEL
 
-    if options.composite not in MODEL.composites:
-        raise CommandError(f"no composite {options.composite!r}; there are {', '.join(MODEL.composites)}.")
-    try:
-        target = None if options.target is None else MODEL.class_index(options.target)
-    except ValueError as error:
-        raise CommandError(error) from None
-    if options.top > len(MODEL.classes):
-        raise CommandError(f"--top {options.top}, but {MODEL.name} knows {len(MODEL.classes)} classes.")
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandError(f"the folder {options.out} cannot be made ({error.strerror}).") from None
-
-    photos, failed, records = [], 0, []
-    for path, stem in zip(options.photos, _stems(options.photos), strict=True):
-        try:
-            photos.append(_read(path, options.out / stem, MODEL.preprocessing, options))
-        except CommandError as error:
-            failed = _complain(error)
+    target, photos, failed = _prepare(options, MODEL)
+    records = []
     for photo, found in _relevances(MODEL, photos, options.composite, target, options.top):
         try:
             records.append(_write(photo, found, MODEL, options))
@@ -129,13 +127,79 @@ def _explain(options) -> int:
     return failed
 
 
+def _check(options) -> int:
+    from lrp_jax.models.vgg16_imagenette import MODEL
+
+    target, photos, failed = _prepare(options, MODEL)
+    params = _params(MODEL) if photos else None
+    books = lrp_jax.conservation(MODEL.apply, MODEL.composites[options.composite]())
+    for photo in photos:
+        ledger = books(params, MODEL.preprocessing.normalize(photo.crop)[None], target=target)
+        print(f"{photo.path}: {options.composite}, score {ledger.score[0]:.3f}")
+        print(ledger)
+        try:
+            (file,) = _files(photo.stem, options)
+            _draw(ledger, f"{Path(photo.path).name}: {options.composite}", file)
+            print(f"  -> {file}\n")
+        except OSError as error:
+            failed = _complain(CommandError(f"{photo.path}: the result cannot be written ({error.strerror or error})."))
+        failed = failed or (0 if ledger.closes else 2)
+    return failed
+
+
+def _draw(ledger, title: str, file: Path) -> None:
+    from matplotlib.figure import Figure
+
+    from lrp_jax import plot
+
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    plot.books(ledger, figure.subplots())
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(file, dpi=150)
+
+
+def _prepare(options, model) -> tuple[int | None, list[Photo], int]:
+    """The class to explain, the photographs that could be read, and 2 if any could not."""
+    if options.composite not in model.composites:
+        raise CommandError(f"no composite {options.composite!r}; there are {', '.join(model.composites)}.")
+    try:
+        target = None if options.target is None else model.class_index(options.target)
+    except ValueError as error:
+        raise CommandError(error) from None
+    if options.top > len(model.classes):
+        raise CommandError(f"--top {options.top}, but {model.name} knows {len(model.classes)} classes.")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"the folder {options.out} cannot be made ({error.strerror}).") from None
+    photos, failed = [], 0
+    for path, stem in zip(options.photos, _stems(options.photos), strict=True):
+        try:
+            photos.append(_read(path, options.out / stem, model.preprocessing, options))
+        except CommandError as error:
+            failed = _complain(error)
+    return target, photos, failed
+
+
+def _params(model):
+    """The model's weights on the device."""
+    import jax
+
+    from lrp_jax.weights import WeightsError
+
+    try:
+        return jax.device_put(model.params())
+    except WeightsError as error:
+        raise CommandError(error) from None
+
+
 def _stems(paths: Sequence[str]) -> Iterator[str]:
     """A name for the files of each photograph: its own, numbered where two photographs have the same."""
     seen: Counter[str] = Counter()
     for path in paths:
         stem = Path(path).stem
         seen[stem] += 1
-        yield f"{stem}_lrp" if seen[stem] == 1 else f"{stem}_{seen[stem]}_lrp"
+        yield stem if seen[stem] == 1 else f"{stem}_{seen[stem]}"
 
 
 def _read(path: str, stem: Path, preprocessing, options) -> Photo:
@@ -151,7 +215,7 @@ def _read(path: str, stem: Path, preprocessing, options) -> Photo:
 
 
 def _files(stem: Path, options) -> list[Path]:
-    return [stem.with_name(f"{stem.name}{end}") for end in (".png", ".npz") if end == ".png" or options.npz]
+    return [stem.with_name(f"{stem.name}{end}") for end in options.ends(options)]
 
 
 def _relevances(
@@ -164,12 +228,7 @@ def _relevances(
     import numpy as np
     from tqdm import tqdm
 
-    from lrp_jax.weights import WeightsError
-
-    try:
-        params = jax.device_put(model.params())
-    except WeightsError as error:
-        raise CommandError(error) from None
+    params = _params(model)
     logits_of = jax.jit(model.apply)
     explain = lrp_jax.lrp(model.apply, model.composites[composite]())
     size = min(BATCH, len(photos))

@@ -95,6 +95,6 @@ def books(ledger: Ledger, ax: Axes) -> Axes:
     ax.axhline(0, color="0.2", linewidth=0.8)
     ax.set_xticks(positions, [e.name for e in entries], rotation=60, ha="right", fontsize=7)
     ax.set_ylabel("sum of relevance")
-    ax.legend(fontsize=7, frameon=False)
+    ax.legend(fontsize=7, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
     ax.spines[["top", "right"]].set_visible(False)
     return ax

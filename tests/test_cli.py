@@ -70,6 +70,21 @@ def test_the_given_class_is_explained_from_any_working_folder(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["castle_lrp.png"]
 
 
+@pytest.mark.slow
+def test_the_books_of_a_photograph_are_shown_and_drawn(tmp_path, capsys):
+    code, out, err = run(capsys, "check", CASTLE, tmp_path / "missing.jpg", "--out", tmp_path, "--target", "church")
+    assert code == 2
+    assert "missing.jpg: no such file" in err
+    lines = out.splitlines()
+    assert lines[0].endswith("castle.jpg: epsilon_gamma_box, score 18.025")
+    assert lines[1].split()[:4] == ["name", "rule", "received", "passed"]
+    assert lines[2].startswith("fc8")
+    assert "The books close: largest residual" in out
+    assert "87.34% of the score reached the input" in out
+    with Image.open(tmp_path / "castle_ledger.png") as picture:
+        assert picture.size == (1350, 675)
+
+
 def test_nothing_is_overwritten_unasked(tmp_path, capsys):
     (tmp_path / "castle_lrp.npz").write_text("mine")
     code, out, err = run(capsys, "explain", CASTLE, "--out", tmp_path, "--npz")

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 import lrp_jax
 from lrp_jax import composites, rules
-from lrp_jax.composites import first, kind
+from lrp_jax.composites import kind
 
 FOLDER = Path(os.environ.get("LRP_JAX_DATA", "")) / "peer_cases"
 CASES = {}
@@ -177,10 +177,10 @@ def modified_parameters(case):
 
 # innvestigate: one layer and Flatten, channels last
 INNVESTIGATE = {
-    "LRPZ": rules.Zero(eps=rules.Stabilizer(1e-7, mode="at_zero")),
-    "LRPEpsilon": rules.Epsilon(1e-7),
-    "LRPZPlus": rules.ZPlus(bias="ignore"),
-    "LRPFlat": rules.Flat(),
+    "LRPZ": composites.innvestigate.lrp_z(),
+    "LRPEpsilon": composites.innvestigate.lrp_epsilon(),
+    "LRPZPlus": composites.innvestigate.lrp_z_plus(),
+    "LRPFlat": composites.innvestigate.lrp_flat(),
 }
 
 
@@ -202,7 +202,7 @@ def test_innvestigate(case):
         pool = {"AveragePooling2D": avg_pool, "MaxPooling2D": nn.max_pool}.get(layer)
         return (pool(x, (2, 2), (2, 2)) if pool else x).reshape(len(x), -1)
 
-    close(case, lrp_jax.lrp(fn, [(kind("dense", "conv"), INNVESTIGATE[method])])(weights, x))
+    close(case, lrp_jax.lrp(fn, INNVESTIGATE[method])(weights, x))
 
 
 # zennit: single layers, channels first
@@ -245,13 +245,12 @@ def test_zennit_rules(case):
 
 
 ZENNIT_COMPOSITES = {
-    "EpsilonGammaBox": composites.epsilon_gamma_box(-2.0, 2.5),
-    "EpsilonPlus": composites.epsilon_plus(),
-    "EpsilonPlusFlat": composites.epsilon_plus_flat(),
-    "EpsilonAlpha2Beta1": composites.epsilon_plus() + [(kind("conv"), rules.AlphaBeta(2, 1))],
-    "EpsilonAlpha2Beta1Flat": composites.epsilon_plus()
-    + [(kind("conv"), rules.AlphaBeta(2, 1)), (first(), rules.Flat())],
-    "ExcitationBackprop": composites.epsilon_plus() + [(kind("dense", "conv"), rules.ZPlus())],
+    "EpsilonGammaBox": composites.zennit.epsilon_gamma_box(-2.0, 2.5),
+    "EpsilonPlus": composites.zennit.epsilon_plus(),
+    "EpsilonPlusFlat": composites.zennit.epsilon_plus_flat(),
+    "EpsilonAlpha2Beta1": composites.zennit.epsilon_alpha2_beta1(),
+    "EpsilonAlpha2Beta1Flat": composites.zennit.epsilon_alpha2_beta1_flat(),
+    "ExcitationBackprop": composites.zennit.excitation_backprop(),
 }
 
 
