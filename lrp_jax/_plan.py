@@ -146,6 +146,13 @@ def compared_inside_steps(plan: Plan) -> set[Op]:
     return found
 
 
+_HINTS = {
+    "reduce_sum": " If this is a softmax at the end, explain the logits before it.",
+    "product": " rules.Uniform() gives half to each factor.",
+    "matmul": " rules.Uniform() gives half to each factor.",
+}
+
+
 def _checked(step: Step, rule: Any) -> Any:
     where = f"{step.name or step.op!r} ({step.kind}, {step.ops[0].line})"
     if rule is None and step.kind in WEIGHTED:
@@ -156,7 +163,7 @@ def _checked(step: Step, rule: Any) -> Any:
         raise UncoveredOpError(
             f"relevance has to pass `{step.op}` at {step.ops[0].line}, and no rule covers it. Hold it constant with "
             f"jax.lax.stop_gradient, or give it a rule: composite + [(kind({step.kind!r}), rule)]."
-            + (" If this is a softmax at the end, explain the logits before it." if step.kind == "reduce_sum" else "")
+            + _HINTS.get(step.kind, "")
         )
     fits = getattr(rule, "fits", None)
     if fits is not None and step.kind not in fits:
@@ -186,6 +193,7 @@ def _name(steps: Sequence[Step]) -> None:
 
 # From operations to steps
 _BIAS = frozenset({"add", "add_any", "sub"})
+_FACTORS = frozenset({"mul", "div"})
 _BETWEEN = frozenset({"reshape", "squeeze", "expand_dims", "transpose", "convert_element_type", "copy"})
 
 
@@ -209,6 +217,10 @@ def _step(graph: Graph, op: Op, taken: set[Op]) -> Step:
             return _weighted(graph, op, "dense", taken)
         case "conv_general_dilated", 1, 1:
             return _weighted(graph, op, "conv", taken)
+        case "dot_general", 2, 0:
+            return _product(op, "matmul")
+        case "mul", 2, 0:
+            return _product(op, "product")
         case "reduce_window_max" | "reduce_max", 1, 0:
             return _max_pool(op)
         case "reduce_window_sum", 1, 0:
@@ -250,17 +262,21 @@ def _plain(op: Op) -> Step:
 
 
 def _weighted(graph: Graph, op: Op, kind: str, taken: set[Op]) -> Step:
-    """A contraction with the constant it multiplies, and the biases added next, reshapes in between allowed."""
+    """A contraction with the constant it multiplies, and the constants next added to or multiplied with its features.
+
+    So a bias becomes part of the layer, and an evaluated BatchNorm is merged into it. Reshapes may stand before biases.
+    """
     (x,), (weight,) = op.live_inputs, op.dead_inputs
     body = [op]
     while (user := graph.sole_user(body[-1].output)) and user.name in _BETWEEN:
         body.append(user)
+    axes = _feature_axes(op, weight) if len(body) == 1 else {}  # after a reshape, features are not told apart
     ops = list(body)
-    while user and user not in taken and _adds_bias(user):
+    while user and user not in taken and _affine(user, axes):
         ops.append(user)
         user = graph.sole_user(user.output)
-    adds = ops[len(body) :]
-    if not adds:
+    constants = ops[len(body) :]
+    if not constants:
         body = ops = [op]
 
     def layer(a, params):
@@ -269,10 +285,61 @@ def _weighted(graph: Graph, op: Op, kind: str, taken: set[Op]) -> Step:
         return z if b is None else z + b
 
     def params(read):
-        terms = [-read(add.dead_inputs[0]) if add.name == "sub" else read(add.dead_inputs[0]) for add in adds]
-        return read(weight), sum(terms[1:], terms[0]) if terms else None
+        w, b = read(weight), None
+        for step in constants:
+            (constant,) = map(read, step.dead_inputs)
+            if step.name in _FACTORS:
+                factor = 1 / jnp.asarray(constant) if step.name == "div" else jnp.asarray(constant)
+                w, b = w * _along(factor, axes, w.ndim), None if b is None else b * factor
+            else:
+                term = -constant if step.name == "sub" else constant
+                b = term if b is None else b + term
+        return w, b
 
     return Step(kind, op.name, ops, [x], layer, params, path=weight.path)
+
+
+def _affine(op: Op, axes: dict[int, int]) -> bool:
+    """Whether an operation adds a constant, or multiplies by one that is the same at all positions of a feature."""
+    if len(op.live_inputs) != 1 or len(op.dead_inputs) != 1 or (op.name in ("sub", "div") and op.inputs[1].live):
+        return False
+    shape, result = op.dead_inputs[0].aval.shape, op.output.aval.shape
+    by_feature = not shape or all(n == 1 or axis in axes for axis, n in enumerate(shape))
+    return op.name in _BIAS or (op.name in _FACTORS and by_feature and result == op.live_inputs[0].aval.shape)
+
+
+def _feature_axes(op: Op, weight: Value) -> dict[int, int]:
+    """From the axes of a contraction's result that count features to those axes of its weight."""
+    params = op.eqn.params
+    numbers, on_the_right = params["dimension_numbers"], op.inputs[1] is weight
+    if op.name == "conv_general_dilated":
+        single = on_the_right and params["batch_group_count"] == 1
+        return {numbers.out_spec[1]: numbers.rhs_spec[0]} if single else {}
+    contracted, batch = (sides[on_the_right] for sides in numbers)
+    free = [axis for axis in range(weight.aval.ndim) if axis not in (*contracted, *batch)]
+    start = op.output.aval.ndim - len(free) if on_the_right else len(batch)
+    return {start + i: axis for i, axis in enumerate(free)}
+
+
+def _along(factor: jax.Array, axes: dict[int, int], ndim: int) -> jax.Array:
+    """A factor of a result's features, laid along the weight's axes; both count features in the same order."""
+    if factor.ndim == 0:
+        return factor
+    shape = [1] * ndim
+    for axis, weight_axis in axes.items():
+        shape[weight_axis] = factor.shape[axis]
+    return factor.reshape(shape)
+
+
+def _product(op: Op, kind: str) -> Step:
+    """A product of two live values."""
+
+    def layer(a, params):
+        del params
+        left, right = a
+        return op.of(left, right)
+
+    return Step(kind, op.name, [op], op.inputs, layer, lambda read: ())
 
 
 def _exponential(graph: Graph, value: Value) -> bool:

@@ -79,6 +79,10 @@ class Op:
         """The user's source line that made this operation."""
         return _compat.source_line([self.eqn, *(call.eqn for call in reversed(self.calls))])
 
+    def of(self, *inputs: Any) -> Any:
+        """The first output for these inputs."""
+        return _compat.bind(self.eqn, *inputs)[0]
+
     def __call__(self, read: Callable[[Value], Any]) -> list[Any]:
         """The outputs, given how to read the inputs."""
         return _compat.bind(self.eqn, *map(read, self.inputs))

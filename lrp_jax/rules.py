@@ -494,6 +494,26 @@ class WSquare(LinearRule):
 
 
 @dataclasses.dataclass(frozen=True)
+class Uniform(_Brief):
+    """Half of the relevance to each factor of a product of activations: a_j dz_k/da_j (R_k / 2) / z_k, and so for b.
+
+    Achtibat et al. 2024, "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers", proposition 3.3.
+    """
+
+    eps: float | Stabilizer = 0.0
+
+    fits: ClassVar[frozenset[str]] = frozenset({"product", "matmul"})
+    multiplicative: ClassVar[bool] = True
+
+    def __call__(self, layer: Layer, a: Any, params: Any, R: jax.Array) -> Any:
+        def of_one(i):  # linear in one factor, the others held
+            held = lambda x, _: layer([x if i == j else other for j, other in enumerate(a)], params)
+            return four_steps(held, [(a[i], ())], R / len(a), self.eps)
+
+        return [of_one(i) for i in range(len(a))]
+
+
+@dataclasses.dataclass(frozen=True)
 class Pass(_Brief):
     """Relevance unchanged, for activations: R_in = R. Input and output need the same shape.
 

@@ -24,7 +24,6 @@ if (FOLDER / "cases.json").exists():
 NOT_RULES = {  # what other parts of the library answer for
     "relevancepropagation.jl/layernorm_affine": "layer normalization",
     "lxt/softmax": "softmax",
-    "lxt/matmul": "products of activations",
     "arras/lstm_bidi_bias0": "LSTM",
     "zennit-composite/vgg/GuidedBackprop": "no relevance method",
     "zennit-composite/vgg/DeconvNet": "no relevance method",
@@ -273,10 +272,16 @@ def test_zennit_composites(case):
     close(case, explain(weights, array(case["input"])))
 
 
+LXT = {  # R / (2 z + eps) is (R / 2) / (z + eps / 2)
+    "lxt/add2": (lambda p: p[0] + p[1], (kind("add"), rules.Norm(rules.Stabilizer(1e-8, mode="unsigned")))),
+    "lxt/matmul": (lambda p: p[0] @ p[1], (kind("matmul"), rules.Uniform(rules.Stabilizer(5e-9, mode="unsigned")))),
+}
+
+
 @covered("lxt/")
-def test_lxt_addition(case):
+def test_lxt(case):
     x, c = map(array, case["input"])
-    eps = rules.Stabilizer(1e-8, mode="unsigned")
-    found = lrp_jax.lrp(lambda p: p[0] + p[1], [(kind("add"), rules.Norm(eps))])((x, c), relevance=array(case["R_out"]))
+    fn, entry = LXT[case["id"]]
+    found = lrp_jax.lrp(fn, [entry])((x, c), relevance=array(case["R_out"]))
     for got, expected in zip(found, case["expected"], strict=True):
         close(case, got, array(expected))

@@ -130,6 +130,67 @@ def test_the_plan_prints_a_table_without_computing():
     assert lines[6][1:] == ["add_0", "add", "add", "3x4x4x4", "3x4x4x4", "3x4x4x4", "Norm(eps=1e-06)"]
 
 
+# An evaluated BatchNorm is merged into the layer before it
+def batch_norm(p, z):
+    return (z - p["mean"]) / jnp.sqrt(p["var"] + 1e-5) * p["scale"] + p["bias"]
+
+
+MOMENTS = {"mean": np.asarray, "var": np.abs, "scale": np.asarray, "bias": np.asarray}
+
+
+def test_batch_norm_merged_by_hand_gives_the_same_relevance():
+    rng = np.random.default_rng(0)
+    norms = {
+        name: {k: f(rng.normal(size=(1,) * spatial + (4,))) for k, f in MOMENTS.items()}
+        for name, spatial in (("conv", 3), ("dense", 1))
+    }
+    params = cnn_params()["conv1"], {"kernel": rng.normal(size=(4, 4)), "bias": rng.normal(size=4)}
+    x = images()
+
+    def apply_conv(p, x):
+        z = jax.lax.conv_general_dilated(x, p["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return z + p["bias"].reshape(1, 1, 1, -1)
+
+    def fn(params, x):
+        conv, top, norms = params
+        x = jax.nn.relu(batch_norm(norms["conv"], apply_conv(conv, x))).mean((1, 2))
+        return batch_norm(norms["dense"], dense(top, x))
+
+    def by_hand(params, x):
+        conv, top = params
+        return dense(top, jax.nn.relu(apply_conv(conv, x)).mean((1, 2)))
+
+    def merged(layer, norm):
+        factor = (norm["scale"] / np.sqrt(norm["var"] + 1e-5)).ravel()
+        bias = (layer["bias"] - norm["mean"].ravel()) * factor + norm["bias"].ravel()
+        return {"kernel": layer["kernel"] * factor, "bias": bias}
+
+    hand = merged(params[0], norms["conv"]), merged(params[1], norms["dense"])
+    composite = composites.epsilon_gamma_box(-3, 3) + [(kind("dense"), rules.AlphaBeta())]
+    steps = lrp_jax.plan(fn, composite)((*params, norms), x).steps
+    assert [s.kind for s in steps] == ["conv", "activation", "sum", "dense"]
+    for c in (composite, rules.Zero(), rules.Gamma(), rules.WSquare()):
+        expected = lrp_jax.lrp(by_hand, c)(hand, x, target=1)
+        np.testing.assert_allclose(lrp_jax.lrp(fn, c)((*params, norms), x, target=1), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("expression", ["nlc,cd->nld", "nlc,dc->nld", "cd,nlc->dnl", "nlc,cde->nlde"])
+def test_factors_are_laid_along_the_right_axes_of_weights(expression):
+    (left, right), out = expression.split("->")[0].split(","), expression.split("->")[1]
+    size, rng = {"n": 2, "l": 3, "c": 4, "d": 5, "e": 6}, np.random.default_rng(0)
+    x, w = (rng.normal(size=tuple(size[i] for i in part)) for part in sorted((left, right), key="nlc".__ne__))
+    factor = rng.normal(size=tuple(size[i] if i in "de" else 1 for i in out))
+
+    def fn(w, x):
+        operands = (x, w) if left == "nlc" else (w, x)
+        return (jnp.einsum(expression, *operands) * factor + 2.0).reshape(1, -1)
+
+    weights = rng.normal(size=fn(w, x).shape)
+    gradient = jax.grad(lambda x: (fn(w, x) * weights).sum())(x)
+    R = np.asarray(fn(w, x)) * weights
+    np.testing.assert_allclose(lrp_jax.lrp(fn, rules.Zero())(w, x, relevance=R), gradient * x, rtol=1e-9, atol=1e-10)
+
+
 # The cheap forms of rules, where signs prove them equal
 def forms(fn, rule, params, x, **kwargs):
     steps = lrp_jax.plan(fn, [(kind("conv", "dense"), rule)], **kwargs)(params, x).steps

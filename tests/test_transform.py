@@ -377,3 +377,18 @@ def test_a_quotient_too_large_to_write_down_is_dropped(dtype, z, R):
 def test_the_root_mean_square_of_half_precision_does_not_overflow():
     z = jnp.full((1, 4), 512, jnp.float16)
     np.testing.assert_allclose(rules.Stabilizer(0.25, norm="sample")(z), z * 1.25)
+
+
+def test_products_of_activations_share_half_and_half_on_request():
+    def gated(w, x):
+        return (jax.nn.sigmoid(x @ w) * (x @ w[::-1])) @ w
+
+    x = np.array([[1.0, -0.4], [0.3, 2.0]])
+    message = r"pass `mul` at .*Uniform\(\) gives half to each factor"
+    fails(lrp_jax.UncoveredOpError, message, lambda: lrp_jax.lrp(gated, rules.Zero())(W2, x))
+    composite = [(kind("dense"), rules.Zero()), (kind("product"), rules.Uniform())]
+    ledger = lrp_jax.conservation(gated, composite)(W2, x, target=0)
+    assert ledger.closes
+    np.testing.assert_allclose(ledger.relevance, ledger.score, rtol=1e-12)
+    R, layers = lrp_jax.lrp(gated, composite, layers=True)(W2, x, target=0)
+    np.testing.assert_allclose(sums(R), sums(layers["output"]), rtol=1e-12)
