@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrp_jax import _plan, _trace, outputs, rules
+from lrp_jax._steps import Step
 from lrp_jax.composites import as_composite
 from lrp_jax.transform import Static, apply_rule, check, check_range, run, start
 
@@ -218,7 +219,7 @@ def _as_float64(found):
     return np.asarray(sums, np.float64).T, [np.asarray(e, np.float64).T for e in entries], known
 
 
-def _with_books(step: _plan.Step) -> Callable:
+def _with_books(step: Step) -> Callable:
     """The step as a function `(a, params, entry) -> z`; the cotangent of `entry` is its line in the ledger."""
 
     def backward(saved, R):
@@ -240,7 +241,7 @@ def _with_books(step: _plan.Step) -> Callable:
     return wrapped
 
 
-def _to_constants(step: _plan.Step, a: Any, params: Any, R: Any) -> jax.Array:
+def _to_constants(step: Step, a: Any, params: Any, R: Any) -> jax.Array:
     """The relevance that follows values which do not depend on the explained argument."""
     leaves, tree = jax.tree.flatten(params)
     moving = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrp_jax import _compat, _plan, _trace, outputs, rules
+from lrp_jax._steps import Step
 from lrp_jax.composites import as_composite
 
 
@@ -95,7 +96,7 @@ def run(
         carry: from a step to a function `(a, params) -> z` whose cotangent is relevance.
     """
     taps = taps or {}
-    carried: Callable[[_plan.Step], Callable] = carry or carry_relevance
+    carried: Callable[[Step], Callable] = carry or carry_relevance
     args = [x if i == argnum % len(args) else arg for i, arg in enumerate(args)]
     env = dict(zip(plan.graph.inputs, jax.tree.leaves(args), strict=True))
     read = _trace.reader(env)
@@ -118,7 +119,7 @@ def run(
     return read(plan.graph.output)
 
 
-def carry_relevance(step: _plan.Step) -> Callable[[Any, Any], Any]:
+def carry_relevance(step: Step) -> Callable[[Any, Any], Any]:
     """The step as a function `(a, params) -> z` whose cotangent is relevance."""
     if isinstance(step.rule, rules.Route):
         return step.layer
@@ -132,7 +133,7 @@ def carry_relevance(step: _plan.Step) -> Callable[[Any, Any], Any]:
     return wrapped
 
 
-def apply_rule(step: _plan.Step, a: Any, params: Any, R: Any) -> Any:
+def apply_rule(step: Step, a: Any, params: Any, R: Any) -> Any:
     """The relevance of a step's inputs by its rule, checked to have their shape and given their dtype."""
     found = step.rule(step.layer, a, params, R)
     if (given := jax.tree.map(jnp.shape, found)) != (expected := jax.tree.map(jnp.shape, a)):
