@@ -6,19 +6,63 @@ the result the shape of `a`. All rules here are dataclasses that say which input
 `four_steps`.
 """
 
-import contextlib
-import contextvars
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-Layer = Callable[[Any, Any], jax.Array]
+from lrp_jax._four_steps import (
+    Brief,
+    Layer,
+    Stabilizer,
+    accounts,
+    add,
+    amount,
+    as_stabilizer,
+    check_not_negative,
+    four_steps,
+    negate,
+    negative,
+    ones,
+    positive,
+    square,
+    without_bias,
+)
+
+__all__ = [
+    "LINEAR",
+    "MOVES",
+    "AlphaBeta",
+    "AveragePool",
+    "Epsilon",
+    "Flat",
+    "Gamma",
+    "Layer",
+    "LinearRule",
+    "Norm",
+    "Pass",
+    "Route",
+    "Rule",
+    "Stabilizer",
+    "Uniform",
+    "WSquare",
+    "WinnerTakeAll",
+    "ZBox",
+    "ZPlus",
+    "Zero",
+    "accounts",
+    "amount",
+    "as_stabilizer",
+    "four_steps",
+    "negative",
+    "positive",
+]
+
 Rule = Callable[[Layer, Any, Any, Any], Any]
 
 LINEAR = frozenset({"dense", "conv", "avg_pool", "sum", "add", "scale", "shift"})
@@ -33,210 +77,8 @@ MOVES = frozenset({
 """Operations that copy values to other places, or choose among them."""
 
 
-def four_steps(
-    layer: Layer,
-    parts: Sequence[tuple[Any, Any]],
-    R: jax.Array,
-    eps: "float | Stabilizer" = 0.0,
-    *,
-    share: bool = False,
-) -> Any:
-    """Redistributes relevance in the four steps of every LRP rule.
-
-    With modified inputs a_i and parameters p_i, `z = sum_i layer(a_i, p_i)` and `R_in = sum_i a_i * dz/da_i^T (R / z)`.
-
-    Args:
-        layer: the pure function `(a, params) -> z`.
-        parts: the pairs (a_i, p_i); most rules have one.
-        R: relevance of the outputs, shaped as z.
-        eps: stabilizer of the denominator; where it leaves an exact zero, that output's relevance is dropped.
-        share: whether what the bias and the stabilizer took is handed back, in equal parts to an output's inputs.
-
-    Returns:
-        Relevance of the inputs, shaped as each a_i.
-
-    Montavon et al. 2019, "Layer-Wise Relevance Propagation: An Overview", section 10.2.2; share: Arras et al. 2017,
-    "Explaining Recurrent Neural Network Predictions in Sentiment Analysis", bias_factor = 1.
-    """
-    inputs, params = zip(*parts, strict=True)
-
-    def forward(inputs):
-        return functools.reduce(jnp.add, map(layer, inputs, params))
-
-    z, back = jax.vjp(forward, inputs)  # 1. forward
-    denominator = as_stabilizer(eps)(z)
-    s, dead = _divide(R, denominator)  # 2. element-wise division
-    (c,) = back(s)  # 3. backward
-    R_in = functools.reduce(_add, map(_multiply, inputs, c))  # 4. element-wise product
-
-    log = _log.get()
-    if log is None and not share:
-        return R_in
-    linear = all(map(_without_any_bias, params))
-    constant = jnp.zeros_like(z) if linear else forward(jax.tree.map(jnp.zeros_like, inputs))  # what z has of the bias
-    if log is not None:
-        dropped = jnp.where(dead, R, jnp.zeros((), R.dtype))
-        log.append(Account(*map(amount, (R, s * constant, s * (denominator - z), dropped))))
-    if share:
-        equal = [(_ones(inputs[0]), _ones(_without_bias(params[0])))]
-        R_in = _add(R_in, four_steps(layer, equal, s * (denominator - z + constant)))
-    return R_in
-
-
-class Account(NamedTuple):
-    """Where one call of `four_steps` left relevance, summed over all outputs.
-
-    Attributes:
-        received: R.
-        bias: what the bias kept, b_k R_k / z_k.
-        stabilizer: what the stabilizer kept.
-        dropped: relevance of outputs whose denominator is zero.
-    """
-
-    received: jax.Array
-    bias: jax.Array
-    stabilizer: jax.Array
-    dropped: jax.Array
-
-
-_log: contextvars.ContextVar[list[Account] | None] = contextvars.ContextVar("log", default=None)
-
-
-def amount(R: jax.Array) -> jax.Array:
-    """The sum of relevance, in float32 at least."""
-    return jnp.sum(R, dtype=np.promote_types(R.dtype, jnp.float32))
-
-
-@contextlib.contextmanager
-def accounts() -> Iterator[list[Account]]:
-    """Collects an `Account` of every call of `four_steps` made inside; for use around rules, within one trace."""
-    log: list[Account] = []
-    token = _log.set(log)
-    try:
-        yield log
-    finally:
-        _log.reset(token)
-
-
-class _Brief:
-    """Prints a rule in few words: `str` leaves out what has its default, and rounds; `repr` says all."""
-
-    def __str__(self):
-        shown = []
-        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
-            value = getattr(self, field.name)
-            minor = field.kw_only or isinstance(value, bool | str | None)
-            if field.repr and not (minor and value == field.default):
-                shown.append(field.name if value is True else f"{field.name}={_brief(value)}")
-        return f"{type(self).__name__}({', '.join(shown)})"
-
-
-def _brief(value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        return f"<{'x'.join(map(str, value.shape))}>"
-    if isinstance(value, tuple):
-        return f"({' '.join(map(_brief, value))})"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 @dataclasses.dataclass(frozen=True)
-class Stabilizer(_Brief):
-    """Keeps a denominator away from zero: `z + eps * sign(z)`, with sign(0) = 1.
-
-    Attributes:
-        eps: the distance kept; with `norm`, a multiple of the root mean square of z.
-        mode: `signed` z + eps sign(z); `unsigned` z + eps; `clip` sign(z) max(|z|, eps); `at_zero` eps where z = 0.
-        norm: None; `sample`, the root mean square over all axes but the first; `tensor`, over all axes.
-    """
-
-    eps: float = 1e-6
-    mode: str = "signed"
-    norm: str | None = None
-
-    def __post_init__(self):
-        if self.mode not in ("signed", "unsigned", "clip", "at_zero"):
-            raise ValueError(f"Stabilizer mode {self.mode!r}: expected 'signed', 'unsigned', 'clip' or 'at_zero'.")
-        _check_not_negative("Stabilizer eps", self.eps)
-        if self.norm not in (None, "sample", "tensor"):
-            raise ValueError(f"Stabilizer norm {self.norm!r}: expected None, 'sample' or 'tensor'.")
-
-    def __call__(self, z: jax.Array) -> jax.Array:
-        if isinstance(self.eps, int | float) and self.eps == 0:
-            return z
-        eps = jnp.asarray(self.eps, z.dtype)
-        if self.norm is not None:
-            axes = None if self.norm == "tensor" else tuple(range(1, z.ndim))
-            wide = z.astype(np.promote_types(z.dtype, jnp.float32))  # squares of float16 overflow soon
-            eps = eps * jnp.sqrt(jnp.mean(jnp.square(wide), axis=axes, keepdims=True)).astype(z.dtype)
-        one = jnp.ones((), z.dtype)
-        match self.mode:
-            case "signed":
-                return z + jnp.where(z < 0, -eps, eps)
-            case "unsigned":
-                return z + eps
-            case "clip":
-                return jnp.where(z < 0, -one, one) * jnp.maximum(jnp.abs(z), eps)
-        return jnp.where(z == 0, eps, z)
-
-
-def _check_not_negative(name: str, value: Any) -> None:
-    if isinstance(value, int | float) and value < 0:
-        raise ValueError(f"{name} must not be negative; got {value}.")
-
-
-def as_stabilizer(eps: float | Stabilizer) -> Stabilizer:
-    """A number as the signed stabilizer of that size."""
-    return eps if isinstance(eps, Stabilizer) else Stabilizer(eps)
-
-
-# Modified inputs and parameters. Trees, so that they serve a lone array, several inputs, and (w, b) with or without b.
-def _map(f):
-    return functools.partial(jax.tree.map, f)
-
-
-positive = _map(lambda x: jnp.maximum(x, jnp.zeros((), x.dtype)))
-negative = _map(lambda x: jnp.minimum(x, jnp.zeros((), x.dtype)))
-_ones = _map(jnp.ones_like)
-_negate = _map(jnp.negative)
-_square = _map(jnp.square)
-_add = _map(jnp.add)
-_multiply = _map(jnp.multiply)
-
-
-def _divide(R, z):
-    """R / z, and 0 where z is 0 or too small to divide by; and where that is."""
-    s = R / jnp.where(z == 0, jnp.ones((), z.dtype), z)
-    dead = (jnp.abs(z) < jnp.finfo(z.dtype).tiny) | (jnp.isinf(s) & ~jnp.isinf(R))
-    return jnp.where(dead, jnp.zeros((), z.dtype), s), dead
-
-
-def _filled(a, value):
-    """`value` in the shape of `a`; added to zeros of `a`, so that it varies over a mesh where `a` does."""
-
-    def fill(x):
-        bound = jnp.asarray(value, x.dtype)
-        try:
-            return jnp.zeros_like(x) + jnp.broadcast_to(bound, x.shape)
-        except ValueError:
-            raise ValueError(f"ZBox bounds of shape {bound.shape} do not fit an input of shape {x.shape}.") from None
-
-    return jax.tree.map(fill, a)
-
-
-def _as_tuples(nested):
-    return tuple(map(_as_tuples, nested)) if isinstance(nested, list) else nested
-
-
-def _without_any_bias(params):
-    return not jax.tree.leaves(params) or (isinstance(params, tuple) and len(params) == 2 and params[1] is None)
-
-
-def _without_bias(params):
-    return params[0], None
-
-
-@dataclasses.dataclass(frozen=True)
-class LinearRule(_Brief):
+class LinearRule(Brief):
     """What all rules of linear layers share; a rule adds `__call__`, and the fields it needs.
 
     Attributes:
@@ -252,7 +94,7 @@ class LinearRule(_Brief):
     fits: ClassVar[frozenset[str]] = LINEAR
 
     def __post_init__(self):
-        _check_not_negative(f"{type(self).__name__} eps", self.eps)
+        check_not_negative(f"{type(self).__name__} eps", self.eps)
         if self.bias not in ("absorb", "keep", "ignore", "share"):
             name = type(self).__name__
             raise ValueError(f"{name} bias {self.bias!r}: expected 'absorb', 'keep', 'ignore' or 'share'.")
@@ -275,7 +117,7 @@ class LinearRule(_Brief):
             case "keep":
                 return modified[0], params[1]
             case "ignore":
-                return _without_bias(modified)
+                return without_bias(modified)
         return modified
 
     def steps(self, layer: Layer, parts: Sequence[tuple[Any, Any]], R: jax.Array) -> Any:
@@ -353,9 +195,9 @@ class Gamma(LinearRule):
         if self.nonnegative:
             above, below = [(a, boosted)], [(a, damped)]
         else:
-            above = [(positive(a), boosted), (negative(a), _without_bias(damped))]
-            below = [(positive(a), damped), (negative(a), _without_bias(boosted))]
-        return _add(
+            above = [(positive(a), boosted), (negative(a), without_bias(damped))]
+            below = [(positive(a), damped), (negative(a), without_bias(boosted))]
+        return add(
             self.steps(layer, above, jnp.where(z > 0, R, zero)),
             self.steps(layer, below, jnp.where(z < 0, R, zero)),
         )
@@ -396,14 +238,14 @@ class AlphaBeta(LinearRule):
         if self.nonnegative:
             excite, inhibit = [(a, w_pos)], [(a, w_neg)]
         else:
-            excite = [(positive(a), w_pos), (negative(a), _without_bias(w_neg))]
-            inhibit = [(positive(a), w_neg), (negative(a), _without_bias(w_pos))]
+            excite = [(positive(a), w_pos), (negative(a), without_bias(w_neg))]
+            inhibit = [(positive(a), w_neg), (negative(a), without_bias(w_pos))]
         if self.conserve:
-            return _add(
+            return add(
                 *map(functools.partial(self.steps, layer), (excite, inhibit), self._shares(layer, excite, inhibit, R))
             )
         found = self.steps(layer, excite, self.alpha * R)
-        return found if self.beta == 0 else _add(found, self.steps(layer, inhibit, -self.beta * R))
+        return found if self.beta == 0 else add(found, self.steps(layer, inhibit, -self.beta * R))
 
     def _shares(self, layer, excite, inhibit, R):
         """The relevance of each side: alpha R and -beta R, or all to one where the other is empty."""
@@ -463,8 +305,8 @@ class ZBox(LinearRule):
 
     def __call__(self, layer, a, params, R):
         low, high = _filled(a, self.low), _filled(a, self.high)
-        w = _without_bias(params)
-        return self.steps(layer, [(a, w), (low, _negate(positive(w))), (high, _negate(negative(w)))], R)
+        w = without_bias(params)
+        return self.steps(layer, [(a, w), (low, negate(positive(w))), (high, negate(negative(w)))], R)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -477,7 +319,7 @@ class Flat(LinearRule):
     fills: ClassVar[bool] = True
 
     def __call__(self, layer, a, params, R):
-        return self.steps(layer, [(_ones(a), _ones(_without_bias(params)))], R)
+        return self.steps(layer, [(ones(a), ones(without_bias(params)))], R)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -490,11 +332,11 @@ class WSquare(LinearRule):
     fills: ClassVar[bool] = True
 
     def __call__(self, layer, a, params, R):
-        return self.steps(layer, [(_ones(a), self.with_bias(_square(params), params))], R)
+        return self.steps(layer, [(ones(a), self.with_bias(square(params), params))], R)
 
 
 @dataclasses.dataclass(frozen=True)
-class Uniform(_Brief):
+class Uniform(Brief):
     """Half of the relevance to each factor of a product of activations: a_j dz_k/da_j (R_k / 2) / z_k, and so for b.
 
     Achtibat et al. 2024, "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers", proposition 3.3.
@@ -514,7 +356,7 @@ class Uniform(_Brief):
 
 
 @dataclasses.dataclass(frozen=True)
-class Pass(_Brief):
+class Pass(Brief):
     """Relevance unchanged, for activations: R_in = R. Input and output need the same shape.
 
     Bach et al. 2015, section "Pixel-wise decomposition for multilayer networks".
@@ -529,7 +371,7 @@ class Pass(_Brief):
 
 
 @dataclasses.dataclass(frozen=True)
-class Route(_Brief):
+class Route(Brief):
     """Relevance follows the values: where an output is a copy of an input, that input gets its relevance.
 
     For operations that only move or choose values: reshape, transpose, slice, pad, concatenate, select.
@@ -552,7 +394,7 @@ class WinnerTakeAll(Route):
 
 
 @dataclasses.dataclass(frozen=True)
-class AveragePool(_Brief):
+class AveragePool(Brief):
     """A max-pool's relevance is shared as if it were an average pool: a_j / sum_j a_j within each window.
 
     The layer must bring the average over its windows as `layer.average(a, params)`; those of a plan do.
@@ -567,3 +409,20 @@ class AveragePool(_Brief):
 
     def __call__(self, layer: Layer, a: Any, params: Any, R: jax.Array) -> Any:
         return four_steps(layer.average, [(a, params)], R, self.eps)  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def _filled(a, value):
+    """`value` in the shape of `a`; added to zeros of `a`, so that it varies over a mesh where `a` does."""
+
+    def fill(x):
+        bound = jnp.asarray(value, x.dtype)
+        try:
+            return jnp.zeros_like(x) + jnp.broadcast_to(bound, x.shape)
+        except ValueError:
+            raise ValueError(f"ZBox bounds of shape {bound.shape} do not fit an input of shape {x.shape}.") from None
+
+    return jax.tree.map(fill, a)
+
+
+def _as_tuples(nested):
+    return tuple(map(_as_tuples, nested)) if isinstance(nested, list) else nested
