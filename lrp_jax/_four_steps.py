@@ -134,6 +134,10 @@ class Stabilizer(Brief):
     mode: str = "signed"
     norm: str | None = None
 
+    def __str__(self):
+        spread = {None: "", "sample": " rms", "tensor": " rms of the tensor"}[self.norm]
+        return f"{self.eps:.4g}{spread}{'' if self.mode == 'signed' else f' {self.mode}'}"
+
     def __post_init__(self):
         if self.mode not in ("signed", "unsigned", "clip", "at_zero"):
             raise ValueError(f"Stabilizer mode {self.mode!r}: expected 'signed', 'unsigned', 'clip' or 'at_zero'.")

@@ -37,7 +37,7 @@ class Plan:
         rows: list[tuple[str, ...]] = [("", "name", "kind", "op", "input", "output", "rule")]
         for i, s in enumerate(self.steps):
             shapes = " ".join(map(_shape, s.in_shapes))
-            rows.append((str(i), s.name, s.kind, s.op, shapes, _shape(s.out_shape), str(s.rule)))
+            rows.append((str(i), s.name, s.kind, s.op, shapes, _shape(s.out_shape), rules.name(s.rule)))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
@@ -98,10 +98,15 @@ def compared_inside_steps(plan: Plan) -> set[Op]:
     return found
 
 
+_PRODUCT = (
+    " It multiplies two values that both depend on the input, as attention, gates and normalization do;"
+    " rules.Uniform() gives half to each factor."
+)
 _HINTS = {
     "reduce_sum": " If this is a softmax at the end, explain the logits before it.",
-    "product": " rules.Uniform() gives half to each factor.",
-    "matmul": " rules.Uniform() gives half to each factor.",
+    "product": _PRODUCT,
+    "matmul": _PRODUCT,
+    "div": " It divides by a value that depends on the input, as normalization and softmax do.",
 }
 
 

@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -194,12 +193,16 @@ def _params(model):
 
 
 def _stems(paths: Sequence[str]) -> Iterator[str]:
-    """A name for the files of each photograph: its own, numbered where two photographs have the same."""
-    seen: Counter[str] = Counter()
-    for path in paths:
-        stem = Path(path).stem
-        seen[stem] += 1
-        yield stem if seen[stem] == 1 else f"{stem}_{seen[stem]}"
+    """A name for the files of each photograph: its own, numbered where another photograph has it already."""
+    own = [Path(path).stem for path in paths]
+    taken: set[str] = set()
+    for stem in own:
+        name, number = stem, 1
+        while name in taken or (number > 1 and name in own):
+            number += 1
+            name = f"{stem}_{number}"
+        taken.add(name)
+        yield name
 
 
 def _read(path: str, stem: Path, preprocessing, options) -> Photo:
@@ -257,7 +260,7 @@ def _write(photo: Photo, found: Sequence[Found], model, options) -> dict[str, An
     titles = [
         f"{name}: logit {f.logit:.2f}, relevance {f.relevance.sum():.2f}" for name, f in zip(names, found, strict=True)
     ]
-    caption = f"{model.name}, {options.composite}; colours end at the 99.5th percentile"
+    caption = f"{model.name}, {options.composite}; each map's colours end at its own 99.5th percentile"
     figure = plot.explanation(photo.crop, [f.relevance for f in found], titles, caption)
     files = _files(photo.stem, options)
     figure.savefig(files[0], dpi=150)

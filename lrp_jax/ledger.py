@@ -128,11 +128,15 @@ class Ledger:
             return "The books do NOT close: relevance was lost between steps."
         share = self.relevance.sum() / self.score.sum() if self.score.sum() else 1.0
         worst = max(map(self.relative_residual, self.entries))
-        return f"The books close: largest residual {worst:.1e}; {share:.2%} of the score reached the input."
+        close = f"The books close: largest residual {worst:.1e}; {share:.2%} of the score reached the input."
+        meddling = [e for e in self.entries if np.any(np.abs(e.rule_loss) > self.tolerance * self._scale(e))]
+        totals = [(e.name, e.rule_loss.sum()) for e in meddling]
+        amounts = [f"{abs(total):.3g} {'dropped' if total > 0 else 'added'} at {name}" for name, total in totals]
+        return f"{close} By the rules themselves: {', '.join(amounts)}." if amounts else close
 
     def __str__(self) -> str:
         """All amounts over all examples, from output to input; steps that only move relevance are left out."""
-        header = ("name", "rule", "received", "passed", *LOSSES, "residual", "negative")
+        header = ("name", "received", "passed", *LOSSES[:-1], "by rule", "residual", "negative", "rule")
         rows: list[tuple[str, ...]] = [header]
         for e in reversed(self.entries):
             least = self.tolerance * self._scale(e).sum()
@@ -140,10 +144,11 @@ class Ledger:
             amounts = [f"{e.received.sum():.4g}", f"{e.passed.sum():.4g}", *losses]
             if e.kind in rules.LINEAR | {"max_pool"} or set(losses) != {"0"} or e in self.faults:
                 share = e.negative.sum() / e.mass.sum() if e.mass.sum() else 0.0
-                rows.append((e.name or e.kind, e.rule, *amounts, f"{self.relative_residual(e):.1e}", f"{share:.1%}"))
+                last = f"{self.relative_residual(e):.1e}", f"{share:.1%}", e.rule
+                rows.append((e.name or e.kind, *amounts, *last))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        justify = [str.ljust, str.ljust, *[str.rjust] * (len(header) - 2)]
-        lines = ["  ".join(j(c, w) for j, c, w in zip(justify, row, widths, strict=True)) for row in rows]
+        justify = [str.ljust, *[str.rjust] * (len(header) - 2), str.ljust]
+        lines = ["  ".join(j(c, w) for j, c, w in zip(justify, row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join([*lines, self.verdict])
 
 
@@ -154,10 +159,11 @@ def conservation(
     argnum: int = -1,
     output: Callable[[jax.Array, jax.Array], jax.Array] = outputs.logit,
 ) -> Callable[..., Ledger]:
-    """Keeps the books of `lrp(fn, composite)`: for each step, received = passed + bias + stabilizer + zeros + ....
+    """Keeps the books of `lrp(fn, composite)`.
 
-    Each example is explained by itself, along the first axis of the explained argument; all other arguments are the
-    same for all.
+    For each step and example, received = passed + bias + stabilizer + zeros + constants + by rule, see `LOSSES`. Each
+    example is explained by itself, along the first axis of the explained argument; all other arguments are the same
+    for all examples, none of them may count examples.
 
     Args:
         fn, composite, argnum, output: as for `lrp`.
@@ -171,7 +177,7 @@ def conservation(
     Montavon et al. 2018, "Methods for Interpreting and Understanding Deep Neural Networks", section 5 (conservation,
     positivity, consistency).
     """
-    composite = as_composite(composite)
+    composite, output = as_composite(composite), outputs.checked(output)
 
     @jax.jit
     def compiled(args, target, relevance):
@@ -179,7 +185,7 @@ def conservation(
             x, target, relevance = jax.tree.map(lambda v: v[None], (x, target, relevance))
             single = [x if i == argnum % len(args) else arg for i, arg in enumerate(args)]
             plan = _plan.make_plan(_trace.trace(fn, single, argnum), composite)
-            steps = tuple((step.name, step.kind, str(step.rule)) for step in plan.steps)
+            steps = tuple((step.name, step.kind, rules.name(step.rule)) for step in plan.steps)
             line = jnp.zeros(len(_TERMS), np.promote_types(plan.graph.output.aval.dtype, jnp.float32))
             blank = dict.fromkeys(range(len(steps)), line)
             number = {id(step): i for i, step in enumerate(plan.steps)}
@@ -200,6 +206,8 @@ def conservation(
 
     def books(*args, target=None, relevance=None):
         target = check(args, argnum, target, relevance)
+        if any(np.ndim(leaf) < 2 for leaf in jax.tree.leaves(args[argnum])):
+            raise ValueError("conservation explains examples along the first axis; for a single one pass x[None].")
         examples = len(jax.tree.leaves(args[argnum])[0])
         if target is not None and np.ndim(target) == 0:
             target = np.full(examples, target)

@@ -51,6 +51,7 @@ def contrast(*others: int) -> Output:
     """
 
     def output(logits, target):
+        _check_classes(others, logits)
         chosen = one_hot(logits, target)
         if others:
             rivals = jnp.isin(jnp.arange(logits.shape[-1]), jnp.asarray(others))
@@ -83,6 +84,7 @@ def several(*classes: int) -> Output:
 
     def output(logits, target):
         del target
+        _check_classes(classes, logits)
         named = jnp.isin(jnp.arange(logits.shape[-1]), jnp.asarray(classes))
         return jnp.where(jnp.broadcast_to(named, logits.shape), logits, jnp.zeros((), logits.dtype))
 
@@ -110,3 +112,19 @@ def masked(mask: Any, output: Output = logit) -> Output:
         return output(logits, target) * weights[..., None]
 
     return weighted
+
+
+def checked(output: Any) -> Any:
+    """An output function as it is; raises TypeError for what is none."""
+    for maker in (contrast, pairwise, several, regression, masked):
+        if output is maker:
+            raise TypeError(f"write outputs.{maker.__name__}(...), with parentheses, for the output that it makes.")
+    if not callable(output):
+        raise TypeError(f"output is a function (logits, target) -> R, such as outputs.logit; got {output!r}.")
+    return output
+
+
+def _check_classes(classes: tuple[int, ...], logits: jax.Array) -> None:
+    for index in classes:
+        if not 0 <= index < logits.shape[-1]:
+            raise ValueError(f"class {index} is out of range; expected 0 to {logits.shape[-1] - 1}.")

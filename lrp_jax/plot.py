@@ -1,5 +1,6 @@
 """Pictures of relevance, on matplotlib axes and figures. Nothing here shows a window."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,14 +61,17 @@ def explanation(photo: Image.Image, relevances: Sequence[Any], titles: Sequence[
     Returns:
         The figure, not attached to any window.
     """
-    columns = 1 + len(relevances)
-    figure = Figure(figsize=(3.5 * columns + 0.2, 3.5), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
+    columns = min(1 + len(relevances), 4)
+    rows = math.ceil((1 + len(relevances)) / columns)
+    figure = Figure(figsize=(3.5 * columns + 0.2, 3.3 * rows + 0.2), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes[1 + len(relevances) :]:
+        ax.set_axis_off()
     axes[0].imshow(photo)
     axes[0].set_axis_off()
     axes[0].set_title("what the network saw", fontsize=10)
-    for ax, relevance, title in zip(axes[1:], relevances, titles, strict=True):
-        heatmap(relevance, ax).set_title(title, fontsize=10)
+    for ax, relevance, title in zip(axes[1 : 1 + len(relevances)], relevances, titles, strict=True):
+        heatmap(relevance, ax).set_title(title, fontsize=9)
     figure.supxlabel(caption, fontsize=8, color="0.35")
     return figure
 
@@ -91,7 +95,7 @@ def books(ledger: Ledger, ax: Axes) -> Axes:
     ax.bar(positions, [e.passed.sum() for e in entries], color="#4c72b0", label="relevance of its input")
     for reason, colour, amounts in zip(LOSSES, LOSS_COLOURS, behind.T, strict=True):
         if np.abs(amounts).max() > ledger.tolerance * np.abs(ledger.score).sum():
-            ax.plot(positions, amounts, color=colour, marker="o", markersize=3, label=f"stayed behind: {reason}")
+            ax.plot(positions, amounts, color=colour, marker="o", markersize=3, label=f"stayed behind so far: {reason}")
     ax.axhline(0, color="0.2", linewidth=0.8)
     ax.set_xticks(positions, [e.name for e in entries], rotation=60, ha="right", fontsize=7)
     ax.set_ylabel("sum of relevance")

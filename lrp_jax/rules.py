@@ -77,6 +77,13 @@ MOVES = frozenset({
 """Operations that copy values to other places, or choose among them."""
 
 
+def name(rule: Rule) -> str:
+    """What to call a rule in a table: as it prints, or the name of its class or function if it does not say."""
+    if type(rule).__str__ is not object.__str__ or type(rule).__repr__ is not object.__repr__:
+        return rule.__name__ if hasattr(rule, "__name__") else str(rule)  # pyright: ignore[reportAttributeAccessIssue]
+    return type(rule).__name__
+
+
 @dataclasses.dataclass(frozen=True)
 class LinearRule(Brief):
     """What all rules of linear layers share; a rule adds `__call__`, and the fields it needs.
@@ -173,6 +180,7 @@ class Gamma(LinearRule):
     w + gamma w-; where z < 0, the other way round; where z = 0, nothing is handed on.
 
     Attributes:
+        eps, bias: see `LinearRule`.
         gamma: how much positive contributions are favoured.
         generalized: False takes the first formula whatever the signs.
         nonnegative: promises that no input is negative, which saves passes.
@@ -215,10 +223,11 @@ class AlphaBeta(LinearRule):
     alpha [a+ w+ + a- w-] / sum(a+ w+ + a- w- + b+)  -  beta [a+ w- + a- w+] / sum(a+ w- + a- w+ + b-).
 
     Attributes:
+        eps, bias: see `LinearRule`.
         alpha, beta: the two factors.
         conserve: where one side of an output is empty, the other gets all of its relevance; else that is lost.
-        nonnegative: promises that no input is negative, which halves the passes; without truth in it, the sides are
-            a w+ and a w-.
+        nonnegative: promises that no input is negative, which halves the passes: the sides are a w+ and a w-, and
+            that is another rule if the promise is false.
 
     Bach et al. 2015, eq. 60.
     """
@@ -277,6 +286,7 @@ class ZBox(LinearRule):
     """The z^B rule, for inputs in a box: (a w - l w+ - h w-)_jk R_k / sum_j (a w - l w+ - h w-)_jk.
 
     Attributes:
+        eps, bias: see `LinearRule`.
         low, high: the smallest and largest value an input can have; one number, one for each channel (last axis),
             or any array that broadcasts to the input.
 

@@ -54,7 +54,7 @@ def lrp(
     Bach et al. 2015, "On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance
     Propagation"; Montavon et al. 2019, "Layer-Wise Relevance Propagation: An Overview".
     """
-    composite = as_composite(composite)
+    composite, output = as_composite(composite), outputs.checked(output)
 
     @jax.jit
     def compiled(args, target, relevance):

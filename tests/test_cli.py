@@ -77,12 +77,16 @@ def test_the_books_of_a_photograph_are_shown_and_drawn(tmp_path, capsys):
     assert "missing.jpg: no such file" in err
     lines = out.splitlines()
     assert lines[0].endswith("castle.jpg: epsilon_gamma_box, score 18.025")
-    assert lines[1].split()[:4] == ["name", "rule", "received", "passed"]
+    assert lines[1].split()[:4] == ["name", "received", "passed", "bias"]
     assert lines[2].startswith("fc8")
     assert "The books close: largest residual" in out
     assert "87.34% of the score reached the input" in out
     with Image.open(tmp_path / "castle_ledger.png") as picture:
         assert picture.size == (1350, 675)
+
+
+def test_every_photograph_has_files_of_its_own():
+    assert list(cli._stems(["a/p.jpg", "b/p.png", "p_2.jpg", "c/p.jpg", "q.jpg"])) == ["p", "p_3", "p_2", "p_4", "q"]
 
 
 def test_nothing_is_overwritten_unasked(tmp_path, capsys):

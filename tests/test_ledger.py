@@ -120,6 +120,13 @@ def test_a_planted_fault_is_found_and_named():
     assert "do NOT close" in ledger.verdict
     assert "conv2" in ledger.verdict
 
+    def generous(layer, a, params, R):
+        return rules.Epsilon()(layer, a, params, 1.5 * R)
+
+    ledger = lrp_jax.conservation(cnn, EPSILON + [("conv2", generous)])(cnn_params(), images())
+    assert "By the rules themselves:" in ledger.verdict
+    assert "at conv2." in ledger.verdict
+
     def greedy(layer, a, params, R):
         return a * 0
 
@@ -173,7 +180,7 @@ def test_low_precision_closes_to_its_own_rounding(dtype):
 
 def test_the_table_runs_from_output_to_input_and_ends_with_the_verdict():
     lines = str(lrp_jax.conservation(cnn, composites.epsilon_plus())(cnn_params(), images())).splitlines()
-    assert lines[0].split()[:4] == ["name", "rule", "received", "passed"]
+    assert lines[0].split()[:4] == ["name", "received", "passed", "bias"]
     assert lines[1].startswith("fc2")
     assert lines[-2].startswith("conv1")
     assert lines[-1].startswith("The books close: largest residual")
@@ -183,5 +190,7 @@ def test_calls_that_cannot_be_explained_are_refused_as_by_lrp():
     books = lrp_jax.conservation(cnn, rules.Epsilon())
     with pytest.raises(IndexError, match="target 7 is out of range"):
         books(cnn_params(), images(), target=7)
+    with pytest.raises(ValueError, match=r"pass x\[None\]"):
+        lrp_jax.conservation(lambda x: x, [])(np.ones(3))
     with pytest.raises(TypeError, match="either target or relevance"):
         books(cnn_params(), images(), target=1, relevance=np.ones((3, 3)))

@@ -86,3 +86,14 @@ def test_log_odds_is_the_explanation_of_the_difference_layer(target):
     R = z * np.exp(-z) / np.exp(-z).sum(-1, keepdims=True)
     expected = lrp_jax.lrp(fn, rules.Zero())({**params, "difference": differences}, x, relevance=R)
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_what_is_no_output_is_refused():
+    for output, error, message in (
+        (outputs.contrast, TypeError, r"write outputs.contrast\(...\)"),
+        ("logit", TypeError, "output is a function"),
+        (outputs.pairwise(77), ValueError, "class 77 is out of range; expected 0 to 2"),
+        (outputs.several(-1), ValueError, "class -1 is out of range"),
+    ):
+        with pytest.raises(error, match=message):
+            lrp_jax.lrp(lambda z: z, [], output=output)(Z)

@@ -334,6 +334,8 @@ def test_the_overview_composite_on_vgg16_is_that_of_the_chapter():
         ([(3, rules.Zero())], TypeError, "a selector is a name"),
         ([rules.Zero()], TypeError, "an entry is a pair|entry is a pair"),
         ("epsilon_plus", TypeError, "expected a Composite"),
+        (composites.epsilon_plus, TypeError, r"write epsilon_plus\(...\), with parentheses"),
+        ([(first, rules.Zero())], TypeError, r"write first\(...\), with parentheses"),
     ],
 )
 def test_composites_that_do_not_fit_say_so(composite, error, message):

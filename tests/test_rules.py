@@ -224,7 +224,7 @@ def test_rules_print_in_few_words():
     assert str(Gamma(0.25)) == "Gamma(gamma=0.25)"
     assert str(Zero()) == "Zero()"
     assert str(ZBox([-2.1179, -2.0357], 2.5)) == "ZBox(low=(-2.118 -2.036), high=2.5)"
-    assert str(Epsilon(Stabilizer(0.25, norm="sample"))) == "Epsilon(eps=Stabilizer(eps=0.25, norm=sample))"
+    assert str(Epsilon(Stabilizer(0.25, norm="sample"))) == "Epsilon(eps=0.25 rms)"
     assert repr(Norm()) == "Norm(eps=0.0, bias='absorb')"
 
 

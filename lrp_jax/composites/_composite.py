@@ -149,6 +149,8 @@ def as_composite(spec: Any) -> Composite:
     """A composite as it is; a list of entries as a composite; a lone rule for every layer with weights."""
     if isinstance(spec, Composite):
         return spec
+    if getattr(spec, "__module__", "").startswith("lrp_jax.composites"):
+        raise TypeError(f"write {spec.__name__}(...), with parentheses, for the composite that it makes.")
     if callable(spec):
         return Composite([(kind(*WEIGHTED), spec)])
     if isinstance(spec, Iterable) and not isinstance(spec, str):
