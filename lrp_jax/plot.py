@@ -69,7 +69,7 @@ def explanation(photo: Image.Image, relevances: Sequence[Any], titles: Sequence[
         ax.set_axis_off()
     axes[0].imshow(photo)
     axes[0].set_axis_off()
-    axes[0].set_title("what the network saw", fontsize=10)
+    axes[0].set_title("what the network saw", fontsize=9)
     for ax, relevance, title in zip(axes[1 : 1 + len(relevances)], relevances, titles, strict=True):
         heatmap(relevance, ax).set_title(title, fontsize=9)
     figure.supxlabel(caption, fontsize=8, color="0.35")
