@@ -190,8 +190,11 @@ multiply = mapped(jnp.multiply)
 
 def _divide(R, z):
     """R / z, and 0 where z is 0 or too small to divide by; and where that is."""
-    s = R / jnp.where(z == 0, jnp.ones((), z.dtype), z)
-    dead = (jnp.abs(z) < jnp.finfo(z.dtype).tiny) | (jnp.isinf(s) & ~jnp.isinf(R))
+    info, half = jnp.finfo(z.dtype), z.dtype == jnp.float16
+    dead = jnp.abs(z) < (info.tiny if half else info.tiny / info.eps)  # so that relevance below 1e8 does not overflow
+    s = R / jnp.where(dead, jnp.ones((), z.dtype), z)
+    if half:  # its range is too narrow to keep that distance
+        dead |= jnp.isinf(s) & ~jnp.isinf(R)
     return jnp.where(dead, jnp.zeros((), z.dtype), s), dead
 
 
