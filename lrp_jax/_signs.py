@@ -8,8 +8,8 @@ from lrp_jax._trace import Graph, Op, Value
 _ALWAYS = frozenset({"abs", "exp", "exp2", "logistic", "sqrt", "rsqrt", "square", "erfc"})
 
 _KEEP = rules.MOVES - {"dynamic_slice", "gather", "select_n"} | {
-    "add", "add_any", "mul", "div", "reduce_sum", "reduce_max", "reduce_window_sum", "cumsum", "sqrt",
-    "stop_gradient", "integer_pow", "pow",
+    "add", "add_any", "mul", "div", "reduce_sum", "reduce_max", "reduce_window_sum", "cumsum",
+    "stop_gradient", "pow",
 }  # fmt: skip
 
 

@@ -152,11 +152,11 @@ def _weighted(graph: Graph, op: Op, kind: str, taken: set[Op]) -> Step:
     def params(read):
         w, b = read(weight), None
         for step in constants:
-            (constant,) = map(read, step.dead_inputs)
             if step.name in _FACTORS:
-                factor = 1 / jnp.asarray(constant) if step.name == "div" else jnp.asarray(constant)
+                factor = _factor(step)(read)
                 w, b = w * _along(factor, axes, w.ndim), None if b is None else b * factor
             else:
+                (constant,) = map(read, step.dead_inputs)
                 term = -constant if step.name == "sub" else constant
                 b = term if b is None else b + term
         return w, b
@@ -215,11 +215,8 @@ def _exponential(graph: Graph, value: Value) -> bool:
 def _max_pool(op: Op) -> Step:
     """A max-pool, with the average over the same windows beside it."""
     (x,) = op.inputs
-    function, params = _function([op], [x])
+    layer, params = _function([op], [x])
     sizes = op.eqn.params
-
-    def layer(a, params):
-        return function(a, params)
 
     def average(a, params):
         del params
