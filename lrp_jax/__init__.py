@@ -4,6 +4,7 @@ from lrp_jax import composites, outputs, rules
 from lrp_jax._plan import Plan, UncoveredOpError, plan
 from lrp_jax.composites import Composite
 from lrp_jax.ledger import Ledger, conservation
+from lrp_jax.marker import layer
 from lrp_jax.transform import lrp
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "UncoveredOpError",
     "composites",
     "conservation",
+    "layer",
     "lrp",
     "outputs",
     "plan",

@@ -1,8 +1,9 @@
 """Every line that depends on JAX's version or reaches below its public interface. Works with JAX 0.10 and newer."""
 
+import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +11,22 @@ import jax.numpy as jnp
 from jax._src import source_info_util
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
-__all__ = ["ClosedJaxpr", "JaxprEqn", "Literal", "bind", "called", "source_line", "zeros"]
+__all__ = [
+    "MARK",
+    "ClosedJaxpr",
+    "JaxprEqn",
+    "Literal",
+    "at",
+    "bind",
+    "called",
+    "opened",
+    "scan_arguments",
+    "source_line",
+    "zeros",
+]
+
+MARK = "lrp_layer_"
+"""How the name of a function that is marked as a layer begins."""
 
 _INSTALLED = re.compile(r"[/\\](site|dist)-packages[/\\]")
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -32,20 +48,39 @@ _CALLS = {
 
 def called(eqn: JaxprEqn) -> tuple[Any, Any, str] | None:
     """The jaxpr, constants and name of a call that is its body; None for every other equation."""
-    if (key := _CALLS.get(eqn.primitive.name)) is None:
+    if (key := _CALLS.get(eqn.primitive.name)) is None or eqn.params.get("name", "").startswith(MARK):
         return None
-    body = eqn.params[key]
-    jaxpr = getattr(body, "jaxpr", body)
-    return jaxpr, getattr(body, "consts", ()), jaxpr.debug_info.func_name.split(" ")[0]
+    jaxpr, consts = opened(eqn.params[key])
+    return jaxpr, consts, jaxpr.debug_info.func_name.split(" ")[0]
+
+
+def opened(body: Any) -> tuple[Any, Any]:
+    """The jaxpr and the constants of what an equation carries as a body."""
+    return getattr(body, "jaxpr", body), getattr(body, "consts", ())
+
+
+def scan_arguments(params: dict[str, Any]) -> tuple[int, int]:
+    """How many operands of a scan are constants, and how many are carried from step to step; the rest are rows."""
+    if "num_carry" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()  # from JAX 0.11 on
+    return len(consts), len(carry)
 
 
 def bind(eqn: JaxprEqn, *values: Any) -> list[Any]:
     """The outputs of one equation, traced under its own source line and settings."""
-    info = eqn.source_info
-    stack = source_info_util.current_name_stack() + info.name_stack
-    with source_info_util.user_context(info.traceback, name_stack=stack), eqn.ctx.manager:
+    with at(eqn), eqn.ctx.manager:
         out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+@contextlib.contextmanager
+def at(eqn: JaxprEqn) -> Iterator[None]:
+    """What is traced inside counts as made by the source line of the equation."""
+    info = eqn.source_info
+    stack = source_info_util.current_name_stack() + info.name_stack
+    with source_info_util.user_context(info.traceback, name_stack=stack):
+        yield
 
 
 def source_line(eqns: Sequence[JaxprEqn]) -> str:

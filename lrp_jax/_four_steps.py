@@ -21,6 +21,7 @@ def four_steps(
     eps: "float | Stabilizer" = 0.0,
     *,
     share: bool = False,
+    linear: bool = True,
 ) -> Any:
     """Redistributes relevance in the four steps of every LRP rule.
 
@@ -32,6 +33,7 @@ def four_steps(
         R: relevance of the outputs, shaped as z.
         eps: stabilizer of the denominator; where it leaves an exact zero, that output's relevance is dropped.
         share: whether what the bias and the stabilizer took is handed back, in equal parts to an output's inputs.
+        linear: whether the layer is linear up to its bias; of others the tangent counts, its constant as the bias.
 
     Returns:
         Relevance of the inputs, shaped as each a_i.
@@ -53,8 +55,12 @@ def four_steps(
     log = _log.get()
     if log is None and not share:
         return R_in
-    linear = all(map(_without_any_bias, params))
-    constant = jnp.zeros_like(z) if linear else forward(jax.tree.map(jnp.zeros_like, inputs))  # what z has of the bias
+    if not linear:
+        constant = z - jax.jvp(forward, (inputs,), (inputs,))[1]
+    elif all(map(_without_any_bias, params)):
+        constant = jnp.zeros_like(z)
+    else:
+        constant = forward(jax.tree.map(jnp.zeros_like, inputs))  # what z has of the bias
     if log is not None:
         dropped = jnp.where(dead, R, jnp.zeros((), R.dtype))
         log.append(Account(*map(amount, (R, s * constant, s * (denominator - z), dropped))))

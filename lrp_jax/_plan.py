@@ -5,8 +5,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
+
 from lrp_jax import _signs, _trace, rules
-from lrp_jax._steps import Step, steps_of
+from lrp_jax._steps import MARKED, Step, relevant, steps_of
 from lrp_jax._trace import Graph, Op
 from lrp_jax.composites import WEIGHTED, Composite, as_composite
 
@@ -16,6 +18,9 @@ OUTPUT = "output"
 DEFAULTS: dict[str, rules.Rule] = {
     "activation": rules.Pass(),
     "max_pool": rules.WinnerTakeAll(),
+    "softmax": rules.Softmax(),
+    "gate": rules.SignalTakesAll(),
+    **dict.fromkeys(sorted(rules.PRODUCTS - {"gate"}), rules.Uniform()),
     **dict.fromkeys(sorted(rules.LINEAR - set(WEIGHTED)), rules.Norm()),
     **dict.fromkeys(sorted(rules.MOVES), rules.Route()),
 }
@@ -28,10 +33,17 @@ class UncoveredOpError(NotImplementedError):
 
 @dataclasses.dataclass(eq=False)
 class Plan:
-    """The steps in the order of the forward pass; `print(plan)` shows them as a table."""
+    """The steps in the order of the forward pass; `print(plan)` shows them as a table.
+
+    Attributes:
+        graph: the operations of the traced function.
+        steps: the steps that relevance takes.
+        held: the steps that it would take if no rule held their outputs constant.
+    """
 
     graph: Graph
     steps: list[Step]
+    held: list[Step]
 
     def __str__(self) -> str:
         rows: list[tuple[str, ...]] = [("", "name", "kind", "op", "input", "output", "rule")]
@@ -39,18 +51,27 @@ class Plan:
             shapes = " ".join(map(_shape, s.in_shapes))
             rows.append((str(i), s.name, s.kind, s.op, shapes, _shape(s.out_shape), rules.name(s.rule)))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        held = Counter(s.name.partition("#")[0] for s in self.held if s.kind in WEIGHTED)
+        uses = [name if count == 1 else f"{name} ({count} times)" for name, count in held.items()]
+        return "\n".join([*lines, *([f"held constant: {', '.join(uses)}"] if uses else [])])
 
 
 def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def plan(fn: Callable, composite: Any, *, argnum: int = -1) -> Callable[..., Plan]:
+def plan(
+    fn: Callable,
+    composite: Any,
+    *,
+    argnum: int | Sequence[int] = -1,
+    select: Callable[[Any], Any] | str | int | None = None,
+) -> Callable[..., Plan]:
     """What `lrp` will do: `plan(fn, composite)(*args)` traces without computing; print the result to see a table.
 
     Args:
-        fn, composite, argnum: as for `lrp`.
+        fn, composite, argnum, select: as for `lrp`.
 
     Returns:
         A function of `fn`'s arguments (arrays or `jax.ShapeDtypeStruct`s) that returns the `Plan`.
@@ -60,11 +81,13 @@ def plan(fn: Callable, composite: Any, *, argnum: int = -1) -> Callable[..., Pla
         ValueError: the composite does not fit the function.
     """
     composite = as_composite(composite)
-    return lambda *args: make_plan(_trace.trace(fn, args, argnum), composite)
+    fn, argnum, arrange = _trace.arranged(fn, argnum, select)
+    return lambda *args: make_plan(_trace.trace(fn, arrange(args), argnum), composite)
 
 
 def make_plan(graph: Graph, composite: Composite) -> Plan:
     """The steps of a graph with the rules of a composite, each in the cheapest form that the graph allows."""
+    _check_graph(graph)
     if not graph.output.live:
         raise ValueError(
             "the output does not depend on the explained argument, so there is nothing to explain; "
@@ -73,8 +96,11 @@ def make_plan(graph: Graph, composite: Composite) -> Plan:
     steps = steps_of(graph)
     _name(steps)
     for step, rule in zip(steps, composite.assign(steps), strict=True):
-        step.rule = _checked(step, DEFAULTS.get(step.kind) if rule is None else rule)
-    never_negative = _signs.nonnegative(graph)
+        step.rule = rule or step.rule or DEFAULTS.get(step.kind)
+    every, steps = steps, relevant(steps, graph.output)
+    for step in steps:
+        _check_rule(step)
+    never_negative = {v for v, (low, _) in _signs.intervals(graph, ()).items() if low >= 0}
     above_zero = _signs.relevant_above_zero(graph, steps)
     for step in steps:
         if hasattr(step.rule, "assuming"):
@@ -82,14 +108,19 @@ def make_plan(graph: Graph, composite: Composite) -> Plan:
                 nonnegative=never_negative.issuperset(step.inputs),
                 relevant_above_zero=above_zero.issuperset(step.outputs),
             )
-    return Plan(graph, steps)
+    return Plan(graph, steps, [step for step in every if step not in steps])
 
 
-def compared_inside_steps(plan: Plan) -> set[Op]:
-    """The operations within steps whose results a comparison needs: they have to run outside of the step, too."""
-    makers = {v: op for step in plan.steps for op in step.ops[:-1] for v in op.outputs}
-    pending = [v for op in plan.graph.ops if not op.live for v in op.inputs]
-    found: set[Op] = set()
+def constants(plan: Plan) -> set[Op]:
+    """The operations that run as they are: all that relevance does not take, and what those need of its steps."""
+    ends = {step.ops[-1] for step in plan.steps}
+    within = {op for step in plan.steps for op in step.ops[:-1]} - ends
+    found = {op for op in plan.graph.ops if op not in ends | within}
+    makers = {v: op for op in within for v in op.outputs}
+    pending = [v for op in found for v in op.inputs]
+    for step in plan.steps:
+        inner = {v for op in step.ops for v in op.outputs}
+        pending += [v for op in step.ops for v in op.inputs if v not in inner]
     while pending:
         op = makers.get(pending.pop())
         if op and op not in found:
@@ -98,19 +129,35 @@ def compared_inside_steps(plan: Plan) -> set[Op]:
     return found
 
 
-_PRODUCT = (
-    " It multiplies two values that both depend on the input, as attention, gates and normalization do;"
-    " rules.Uniform() gives half to each factor."
-)
 _HINTS = {
     "reduce_sum": " If this is a softmax at the end, explain the logits before it.",
-    "product": _PRODUCT,
-    "matmul": _PRODUCT,
-    "div": " It divides by a value that depends on the input, as normalization and softmax do.",
+    "div": " It divides by a value that depends on the input, and is no softmax or normalization of the same values.",
 }
 
 
-def _checked(step: Step, rule: Any) -> Any:
+def _check_graph(graph: Graph) -> None:
+    """Raises where something no rule could cover stands between the output and the explained argument."""
+    for op in graph.decided:
+        raise UncoveredOpError(
+            f"the course of `{op.name}` at {op.line} depends on the explained argument, and relevance follows one"
+            " course only. Choose among values with jnp.where, or decide by jax.lax.stop_gradient of the argument."
+        )
+    for op in graph.blind:
+        raise UncoveredOpError(
+            f"`{op.name}` at {op.line} makes {op.output.aval.dtype} of values that relevance has to pass. Apply it to"
+            " jax.lax.stop_gradient of them if it only decides, or mark a function around it as a layer."
+        )
+    for op in graph.ops:
+        if op.live and any(jnp.issubdtype(v.aval.dtype, jnp.complexfloating) for v in op.outputs):
+            raise UncoveredOpError(
+                f"`{op.name}` at {op.line} makes complex numbers of values that relevance has to pass, and rules are"
+                " for real ones. Mark a real function around it as a layer, or hold it by jax.lax.stop_gradient."
+            )
+
+
+def _check_rule(step: Step) -> None:
+    """Raises where a step has no rule, or one that does not fit."""
+    rule = step.rule
     where = f"{step.name or step.op!r} ({step.kind}, {step.ops[0].line})"
     if rule is None and step.kind in WEIGHTED:
         raise ValueError(
@@ -119,15 +166,14 @@ def _checked(step: Step, rule: Any) -> Any:
     if rule is None:
         raise UncoveredOpError(
             f"relevance has to pass `{step.op}` at {step.ops[0].line}, and no rule covers it. Hold it constant with "
-            f"jax.lax.stop_gradient, or give it a rule: composite + [(kind({step.kind!r}), rule)]."
-            + _HINTS.get(step.kind, "")
+            f"jax.lax.stop_gradient, mark a function around it as a layer (lrp_jax.layer), or give it a rule: "
+            f"composite + [(kind({step.kind!r}), rule)]." + _HINTS.get(step.kind, "")
         )
     fits = getattr(rule, "fits", None)
-    if fits is not None and step.kind not in fits:
+    if fits is not None and step.kind not in fits | {MARKED}:
         raise ValueError(f"{rule} does not fit {where}; it is for {', '.join(sorted(fits - rules.MOVES))}.")
     if isinstance(rule, rules.Pass) and step.in_shapes != [step.out_shape]:
         raise ValueError(f"{rule} does not fit {where}: its input and its output differ in shape.")
-    return rule
 
 
 def _name(steps: Sequence[Step]) -> None:
@@ -135,13 +181,13 @@ def _name(steps: Sequence[Step]) -> None:
     parents = Counter(path.rpartition("/")[0] for path in {s.path for s in steps if s.path})
     used, numbers = Counter([OUTPUT]), Counter()
     for step in steps:
-        if step.path:
-            parent = step.path.rpartition("/")[0]
-            name = parent if parent and parents[parent] == 1 and parent != OUTPUT else step.path
+        parent = step.path.rpartition("/")[0]
+        name = parent if parent and parents[parent] == 1 and parent != OUTPUT else step.path
+        if name := step.name or name:
             used[name] += 1
             step.name = name if used[name] == 1 else f"{name}#{used[name]}"
     for step in steps:
-        if not step.path and step.kind not in rules.MOVES:
+        if not step.name and step.kind not in rules.MOVES:
             while not step.name or step.name in used:
                 step.name = f"{step.kind}_{numbers[step.kind]}"
                 numbers[step.kind] += 1

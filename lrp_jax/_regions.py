@@ -11,13 +11,14 @@ from collections import defaultdict
 
 from lrp_jax._trace import HELD, Call, Graph, Op, Value
 
-_AFFINE = frozenset({"add", "sub", "neg", "mul", "div", "convert_element_type", "copy", "add_any"})
+AFFINE = frozenset({"add", "sub", "neg", "mul", "div", "convert_element_type", "copy", "add_any"})
 _PIECEWISE_LINEAR = frozenset({"abs", "clamp", "max", "min", "select_n"})
 _SMOOTH = frozenset({
     "acos", "acosh", "asin", "asinh", "atan", "atanh", "cbrt", "ceil", "cos", "cosh", "erf", "erf_inv", "erfc", "exp",
     "exp2", "expm1", "floor", "integer_pow", "log", "log1p", "logistic", "pow", "round", "rsqrt", "sign", "sin", "sinh",
     "sqrt", "square", "tan", "tanh",
 })  # fmt: skip
+ELEMENTWISE = AFFINE | _PIECEWISE_LINEAR | _SMOOTH
 
 
 def activations(graph: Graph) -> list[tuple[str, Value, list[Op]]]:
@@ -81,13 +82,13 @@ def _peeled(entry: Value, ops: list[Op]) -> tuple[Value, list[Op]]:
     """A region without the affine operations at its ends."""
     ops = list(ops)
     if not any(op.name in _SMOOTH or _divides(op) for op in ops):
-        while ops[-1].name in _AFFINE and len(ops[-1].live_inputs) == 1:
+        while ops[-1].name in AFFINE and len(ops[-1].live_inputs) == 1:
             ops.pop()
     while True:
         readers = [op for op in ops if entry in op.inputs]
         if (
             len(readers) != 1
-            or readers[0].name not in _AFFINE
+            or readers[0].name not in AFFINE
             or len(readers[0].live_inputs) != 1
             or _divides(readers[0])
         ):
@@ -109,7 +110,7 @@ def _label(ops: list[Op], members: dict[Call, set[Op]]) -> str:
 
 
 def _elementwise(op: Op) -> bool:
-    if op.name not in _AFFINE | _PIECEWISE_LINEAR | _SMOOTH:
+    if op.name not in ELEMENTWISE:
         return False
     if any(v.aval.shape != op.output.aval.shape for v in op.live_inputs):
         return False

@@ -1,47 +1,102 @@
-"""What the graph proves about signs, so that rules may take cheaper forms that give the same relevance."""
+"""What the graph proves about signs and bounds, so that rules may take cheaper forms, and gates are known as such."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 
 from lrp_jax import rules
 from lrp_jax._trace import Graph, Op, Value
 
-_ALWAYS = frozenset({"abs", "exp", "exp2", "logistic", "sqrt", "rsqrt", "square", "erfc"})
+Interval = tuple[float, float]
 
-_KEEP = rules.MOVES - {"dynamic_slice", "gather", "select_n"} | {
-    "add", "add_any", "mul", "div", "reduce_sum", "reduce_max", "reduce_window_sum", "cumsum",
-    "stop_gradient", "pow",
-}  # fmt: skip
+_ANYWHERE = (-math.inf, math.inf)
+_RANGES: dict[str, Interval] = {
+    **dict.fromkeys(("abs", "exp", "exp2", "sqrt", "rsqrt", "square"), (0.0, math.inf)),
+    **dict.fromkeys(("erf", "tanh", "sin", "cos"), (-1.0, 1.0)),
+    "logistic": (0.0, 1.0),
+    "erfc": (0.0, 2.0),
+}
+_HULL = rules.MOVES - {"dynamic_slice", "gather", "select_n", "max", "min"} | {"reduce_max", "stop_gradient"}
+_TOTALS = frozenset({"reduce_sum", "reduce_window_sum", "cumsum"})
 
 
-def nonnegative(graph: Graph) -> set[Value]:
-    """The values that cannot be negative, whatever the parameters and inputs are."""
-    known: set[Value] = set()
+def intervals(graph: Graph, shares: Collection[Value]) -> dict[Value, Interval]:
+    """Between which numbers each value must lie, whatever the parameters and inputs are.
 
-    def proven(value: Value) -> bool:
-        return value in known or (value.uniform is not None and value.uniform >= 0)
+    Args:
+        graph: the graph.
+        shares: values known to lie between 0 and 1, such as a softmax.
+    """
+    known: dict[Value, Interval] = dict.fromkeys(shares, (0.0, 1.0))
+
+    def bounds(value: Value) -> Interval:
+        number = value.uniform
+        return (number, number) if number is not None and not math.isnan(number) else known.get(value, _ANYWHERE)
 
     for op in graph.ops:
-        signs = [proven(v) for v in op.inputs]
-        match op.name:
-            case "max":
-                sure = any(signs)
-            case "clamp" | "dynamic_slice":  # clamp's first operand is its lower bound
-                sure = signs[0]
-            case "gather":
-                sure = signs[0] and (op.eqn.params["fill_value"] or 0) >= 0
-            case "select_n":
-                sure = all(signs[1:])
-            case "reduce_window_max":
-                sure = signs[0] and _every_window_meets_an_input(op)
-            case "mul":
-                sure = all(signs) or op.inputs[0] is op.inputs[1]
-            case "integer_pow":
-                sure = all(signs) or op.eqn.params["y"] % 2 == 0
-            case name:
-                sure = name in _ALWAYS or (name in _KEEP and bool(signs) and all(signs))
-        if sure:
-            known.update(op.outputs)
+        interval = _interval(op, [bounds(v) for v in op.inputs])
+        for value in op.outputs:
+            if value not in known and interval != _ANYWHERE:
+                known[value] = interval
     return known
+
+
+def _interval(op: Op, operands: list[Interval]) -> Interval:
+    lows, highs = [low for low, _ in operands], [high for _, high in operands]
+    match op.name:
+        case "max":
+            return max(lows), max(highs)
+        case "min":
+            return min(lows), min(highs)
+        case "clamp":  # lower bound, value, upper bound
+            return min(max(lows[1], lows[0]), highs[2]), min(max(highs[1], highs[0]), highs[2])
+        case "add" | "add_any":
+            return _sum(lows), _sum(highs, math.inf)
+        case "sub":
+            return _sum((lows[0], -highs[1])), _sum((highs[0], -lows[1]), math.inf)
+        case "neg":
+            return -highs[0], -lows[0]
+        case "mul" if op.inputs[0] is op.inputs[1]:
+            return 0.0, math.inf
+        case "mul":
+            return _product(*operands)
+        case "div":
+            return _product(operands[0], _inverse(operands[1]))
+        case "integer_pow":
+            return (0.0, math.inf) if op.eqn.params["y"] % 2 == 0 or lows[0] >= 0 else _ANYWHERE
+        case "pow":
+            return (0.0, math.inf) if lows[0] >= 0 else _ANYWHERE
+        case "dynamic_slice":
+            return operands[0]
+        case "gather":
+            filled = op.eqn.params["fill_value"]
+            filled = 0.0 if filled is None or math.isnan(filled) else float(filled)
+            return min(lows[0], filled), max(highs[0], filled)
+        case "select_n":
+            return min(lows[1:]), max(highs[1:])
+        case "reduce_window_max":
+            return operands[0] if _every_window_meets_an_input(op) else (-math.inf, highs[0])
+        case name if name in _TOTALS:
+            return 0.0 if lows[0] >= 0 else -math.inf, 0.0 if highs[0] <= 0 else math.inf
+        case name if name in _HULL and operands:
+            return min(lows), max(highs)
+    return _RANGES.get(op.name, _ANYWHERE)
+
+
+def _sum(ends: Sequence[float], unknown: float = -math.inf) -> float:
+    total = sum(ends)
+    return unknown if math.isnan(total) else total
+
+
+def _product(left: Interval, right: Interval) -> Interval:
+    corners = [0.0 if 0 in (a, b) else a * b for a in left for b in right]
+    return min(corners), max(corners)
+
+
+def _inverse(interval: Interval) -> Interval:
+    low, high = interval
+    if low > 0 or high < 0:
+        return 1 / high, 1 / low
+    return (0.0, math.inf) if low == 0 else (-math.inf, 0.0) if high == 0 else _ANYWHERE
 
 
 def irrelevant_at_zero(graph: Graph, steps: Sequence) -> set[Value]:

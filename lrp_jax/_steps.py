@@ -2,15 +2,19 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrp_jax import _regions, rules
+from lrp_jax import _joins, _regions, _signs, rules
 from lrp_jax._trace import Graph, Op, Value, evaluate
+from lrp_jax.marker import Marked, marked
+
+MARKED = "layer"
+"""The kind of functions that are marked as layers."""
 
 _BIAS = frozenset({"add", "add_any", "sub"})
 _FACTORS = frozenset({"mul", "div"})
@@ -22,8 +26,9 @@ class Step:
     """One step of relevance: a layer, an activation, or an operation that moves values.
 
     Attributes:
-        kind: `dense`, `conv`, `max_pool`, `avg_pool`, `sum`, `add`, `scale`, `shift`, `activation`, or the name of
-            a single operation.
+        kind: `dense`, `conv`, `max_pool`, `avg_pool`, `sum`, `add`, `scale`, `shift`, `activation`; `center`,
+            `normalization`, `softmax`; for two live factors `gate`, `attention` (signal first, weights in [0, 1]
+            second), `product`, `matmul`; `layer` where one is marked; or the name of a single operation.
         op: the operation or function in the traced code.
         ops: the operations it stands for; the last one writes its output.
         inputs: its live inputs.
@@ -68,24 +73,41 @@ def steps_of(graph: Graph) -> list[Step]:
     for label, entry, ops in _regions.activations(graph):
         steps[ops[-1]] = Step("activation", label, ops, [entry], *_function(ops, [entry]))
         taken.update(ops)
+    joins = _joins.joins(graph)
+    for op, join in joins.items():  # what lies within may be read elsewhere, so it has steps of its own
+        steps[op] = _joined(join)
+        taken.add(op)
+    bounds = _signs.intervals(graph, [op.output for op, join in joins.items() if join.kind == "softmax"])
+    gates = {v for v, (low, high) in bounds.items() if low >= 0 and high <= 1}
     for op in graph.ops:
         if op.live and op not in taken:
-            step = _step(graph, op, taken)
+            step = _step(graph, op, taken, gates)
             steps[step.ops[-1]] = step
             taken.update(step.ops)
-    return [steps[op] for op in graph.ops if op in steps]
+    return relevant([steps[op] for op in graph.ops if op in steps], graph.output)
 
 
-def _step(graph: Graph, op: Op, taken: set[Op]) -> Step:
+def relevant(steps: Sequence[Step], output: Value) -> list[Step]:
+    """The steps that relevance reaches from the output on, given which of their inputs rules hold constant."""
+    wanted, kept = {output}, []
+    for step in reversed(steps):
+        if not wanted.isdisjoint(step.outputs):
+            held = getattr(step.rule, "holds", ())
+            wanted.update(v for i, v in enumerate(step.inputs) if i not in held)
+            kept.append(step)
+    return kept[::-1]
+
+
+def _step(graph: Graph, op: Op, taken: set[Op], gates: Collection[Value]) -> Step:
     match op.name, len(op.live_inputs), len(op.dead_inputs):
         case "dot_general", 1, 1:
             return _weighted(graph, op, "dense", taken)
         case "conv_general_dilated", 1, 1:
             return _weighted(graph, op, "conv", taken)
         case "dot_general", 2, 0:
-            return _product(op, "matmul")
+            return _product(op, "attention", "matmul", gates)
         case "mul", 2, 0:
-            return _product(op, "product")
+            return _product(op, "gate", "product", gates)
         case "reduce_window_max" | "reduce_max", 1, 0:
             return _max_pool(op)
         case "reduce_window_sum", 1, 0:
@@ -97,12 +119,23 @@ def _step(graph: Graph, op: Op, taken: set[Op]) -> Step:
         case "add" | "add_any" | "sub", 1, 1:
             return _shift(op)
         case "mul", 1, 1:
-            return _scale(op)
+            return _scale(op, "scale", *op.live_inputs)
         case "div", 1, 1 if op.inputs[0].live:
-            return _scale(op)
+            return _scale(op, "scale", *op.live_inputs)
         case "neg", 1, 0:
             return _weigh(op, "scale", weights=(-1,))
-    return _plain(op)
+    return _marked(op, known) if (known := marked(op.eqn)) else _plain(op)
+
+
+def _joined(join: _joins.Join) -> Step:
+    """A softmax, a centring, or a signal divided by a statistic that is held constant."""
+    (*_, op), entry = join.ops, join.entry
+    if join.kind == "normalization":
+        return _scale(op, join.kind, entry)
+    layer, params = _function(join.ops, [entry])
+    if join.kind == "softmax":
+        return Step(join.kind, op.name, join.ops, [entry], layer, params)
+    return Step(join.kind, op.name, join.ops, [entry], lambda a, p: layer(a, p[0]), lambda read: (params(read), None))
 
 
 def _function(ops: list[Op], inputs: list[Value], *, constants: bool = False) -> tuple[Callable, Callable]:
@@ -124,6 +157,31 @@ def _function(ops: list[Op], inputs: list[Value], *, constants: bool = False) ->
 def _plain(op: Op) -> Step:
     inputs = list(dict.fromkeys(op.live_inputs))
     return Step(op.name, op.name, [op], inputs, *_function([op], inputs, constants=True))
+
+
+def _marked(op: Op, known: Marked) -> Step:
+    """A function that its user marked as a layer."""
+    where = f"the layer {known.name!r} ({op.line})"
+    if len(op.inputs) != known.tree.num_leaves:
+        raise ValueError(f"{where} uses arrays that are not among its arguments; pass them, after the first one.")
+    first, *rest = jax.tree.unflatten(known.tree, op.inputs)
+    inputs = jax.tree.leaves(first)
+    if op.live_inputs != inputs:
+        raise ValueError(f"{where} must take just what depends on the explained input as its first argument.")
+
+    structure = jax.tree.structure(rest)
+
+    def layer(a, params):
+        given = structure.flatten_up_to([params] if len(rest) == 1 else list(params))
+        constants = zip(given, jax.tree.leaves(rest), strict=True)  # None, where a rule takes the bias away
+        filled = [jnp.zeros(v.aval.shape, v.aval.dtype) if p is None else p for p, v in constants]
+        return op.of(*([a] if len(inputs) == 1 else a), *filled)
+
+    def params(read):
+        trees = jax.tree.map(read, rest)
+        return trees[0] if len(trees) == 1 else tuple(trees)
+
+    return Step(MARKED, known.name, [op], inputs, layer, params, name=known.name, rule=known.rule)
 
 
 def _weighted(graph: Graph, op: Op, kind: str, taken: set[Op]) -> Step:
@@ -153,7 +211,7 @@ def _weighted(graph: Graph, op: Op, kind: str, taken: set[Op]) -> Step:
         w, b = read(weight), None
         for step in constants:
             if step.name in _FACTORS:
-                factor = _factor(step)(read)
+                factor = _factor(step, *step.live_inputs)(read)
                 w, b = w * _along(factor, axes, w.ndim), None if b is None else b * factor
             else:
                 (constant,) = map(read, step.dead_inputs)
@@ -196,15 +254,17 @@ def _along(factor: jax.Array, axes: dict[int, int], ndim: int) -> jax.Array:
     return factor.reshape(shape)
 
 
-def _product(op: Op, kind: str) -> Step:
-    """A product of two live values."""
+def _product(op: Op, gated: str, kind: str, gates: Collection[Value]) -> Step:
+    """A product of two live values; if just one lies between 0 and 1, it comes second, as the gate of the first."""
+    left, right = op.inputs
+    swapped = left in gates and right not in gates
+    kind = gated if (left in gates) != (right in gates) else kind
 
     def layer(a, params):
         del params
-        left, right = a
-        return op.of(left, right)
+        return op.of(*reversed(a)) if swapped else op.of(*a)
 
-    return Step(kind, op.name, [op], op.inputs, layer, lambda read: ())
+    return Step(kind, op.name, [op], [right, left] if swapped else [left, right], layer, lambda read: ())
 
 
 def _exponential(graph: Graph, value: Value) -> bool:
@@ -238,7 +298,7 @@ def _total(graph: Graph, op: Op, kind: str) -> Step:
     ops, factor = [op], lambda read: _unit(op)
     user = graph.sole_user(op.output)
     if user and len(user.live_inputs) == 1 and (user.name == "mul" or (user.name == "div" and user.inputs[0].live)):
-        ops, factor = [op, user], _factor(user)
+        ops, factor = [op, user], _factor(user, op.output)
 
     def layer(a, params):
         return function(a, ()) * params[0]
@@ -258,15 +318,16 @@ def _weigh(op: Op, kind: str, weights: tuple[int, ...]) -> Step:
     return Step(kind, op.name, [op], inputs, layer, lambda read: ([w * _unit(op) for w in weights], None))
 
 
-def _scale(op: Op) -> Step:
-    """A live value times a constant."""
-    factor = _factor(op)
-    return Step("scale", op.name, [op], op.live_inputs, lambda a, p: a * p[0], lambda read: (factor(read), None))
+def _scale(op: Op, kind: str, signal: Value) -> Step:
+    """A live value times a constant, or times what is held constant."""
+    factor = _factor(op, signal)
+    layer, path = lambda a, p: a * p[0], "".join(v.path for v in op.dead_inputs)
+    return Step(kind, op.name, [op], [signal], layer, lambda read: (factor(read), None), path=path)
 
 
-def _factor(op: Op) -> Callable:
-    """How to read what `op`, a mul or div, multiplies its live operand by."""
-    (constant,) = op.dead_inputs
+def _factor(op: Op, signal: Value) -> Callable:
+    """How to read what `op`, a mul or div, multiplies the signal by."""
+    (constant,) = (v for v in op.inputs if v is not signal)
     return lambda read: 1 / jnp.asarray(read(constant)) if op.name == "div" else jnp.asarray(read(constant))
 
 
@@ -282,7 +343,7 @@ def _shift(op: Op) -> Step:
     def params(read):
         return (-1 if minus_x else 1) * _unit(op), -read(constant) if minus_constant else read(constant)
 
-    return Step("shift", op.name, [op], [x], layer, params)
+    return Step("shift", op.name, [op], [x], layer, params, path=constant.path)
 
 
 def _unit(op: Op) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrp_jax import _compat
+from lrp_jax import _compat, _loops
 
 HELD = frozenset({"stop_gradient", "gt", "lt", "ge", "le", "eq", "ne", "and", "or", "xor", "not", "is_finite"})
 """Operations whose result is a constant to relevance: comparisons only decide, stop_gradient says so."""
@@ -98,6 +98,8 @@ class Graph:
         ops: all operations that the output needs.
         output: the function's result.
         users: for each value, the operations that read it.
+        blind: operations that make of live values what cannot carry relevance: an `argmax`, a conversion to integers.
+        decided: loops and branches whose course depends on the explained input.
     """
 
     inputs: list[Value]
@@ -105,11 +107,43 @@ class Graph:
     ops: list[Op]
     output: Value
     users: dict[Value, list[Op]]
+    blind: list[Op]
+    decided: list[Op]
 
     def sole_user(self, value: Value) -> Op | None:
         """The one live operation that reads the value, if there is just one and it is not the result."""
         users = [op for op in self.users.get(value, []) if op.live]
         return users[0] if len(users) == 1 and value is not self.output else None
+
+
+def arranged(
+    fn: Callable, argnum: int | Sequence[int], select: Callable | str | int | None
+) -> tuple[Callable, int, Callable[[tuple], tuple]]:
+    """A function of one explained argument and one output: `fn`, which argument, and how to arrange the arguments."""
+    pick = select if callable(select) else lambda result: result if select is None else result[select]
+    chosen = lambda *args: pick(fn(*args))
+    if not isinstance(argnum, Sequence):
+        return chosen, argnum, lambda args: args
+
+    def positions(count):
+        if not all(isinstance(n, int) and -count <= n < count for n in argnum):
+            raise IndexError(f"argnum={tuple(argnum)}, but the function was called with {count} arguments.")
+        where = [n % count for n in argnum]
+        if len(set(where)) < len(where):
+            raise ValueError(f"argnum={tuple(argnum)} names an argument twice.")
+        return where
+
+    def arrange(args):  # the explained ones last, as one tuple
+        where = positions(len(args))
+        return (*(arg for i, arg in enumerate(args) if i not in where), tuple(args[i] for i in where))
+
+    def merged(*args):
+        *others, explained = args
+        count = len(others) + len(explained)
+        rest, found = iter(others), dict(zip(positions(count), explained, strict=True))
+        return chosen(*(found[i] if i in found else next(rest) for i in range(count)))
+
+    return merged, -1, arrange
 
 
 def trace(fn: Callable, args: Sequence[Any], argnum: int) -> Graph:
@@ -122,29 +156,39 @@ def trace(fn: Callable, args: Sequence[Any], argnum: int) -> Graph:
     """
     argnum = check(args, argnum)
     closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
+    leaves = jax.tree.leaves(args)
     if not (isinstance(shape, jax.ShapeDtypeStruct) and jnp.issubdtype(shape.dtype, jnp.floating)):
         raise TypeError(
             f"the function to explain must return one floating-point array of logits, but returned {_describe(shape)}; "
-            "select them, for example with lambda *args: fn(*args)['logits']."
+            "select them, for example with select='logits', or with a function of the result."
         )
     paths = [_paths(arg) for arg in args]
     start = sum(map(len, paths[:argnum]))
     explained = slice(start, start + len(paths[argnum]))
-    values = [Value(aval, path=path) for aval, path in zip(closed.in_avals, itertools.chain(*paths), strict=True)]
+    while True:
+        graph = _graph(closed, list(itertools.chain(*paths)), explained)
+        loops = [op.eqn for op in graph.ops if op.live and op not in graph.decided and _loops.can_open(op.eqn)]
+        if not loops:
+            return graph
+        closed = jax.make_jaxpr(_loops.opened(closed, loops))(*leaves)
+
+
+def _graph(closed: _compat.ClosedJaxpr, paths: Sequence[str], explained: slice) -> Graph:
+    values = [Value(aval, path=path) for aval, path in zip(closed.in_avals, paths, strict=True)]
     ops: list[Op] = []
     (output,) = _flatten(closed.jaxpr, closed.consts, values, ops, ())
-    ops = _mark_live(ops, values[explained], output)
-    users: dict[Value, list[Op]] = {}
-    for op in ops:
+    graph = Graph(values, explained, ops, output, users={}, blind=[], decided=[])
+    _mark_live(graph)
+    for op in graph.ops:
         for value in dict.fromkeys(op.inputs):
-            users.setdefault(value, []).append(op)
-    return Graph(values, explained, ops, output, users)
+            graph.users.setdefault(value, []).append(op)
+    return graph
 
 
 def check(args: Sequence[Any], argnum: int) -> int:
     """The explained argument, counted from 0; raises as `trace` does where the arguments cannot be explained."""
     if not isinstance(argnum, int):
-        raise TypeError(f"argnum must be one int; got {argnum!r}. To explain several inputs, take them as one tuple.")
+        raise TypeError(f"argnum must be an int or a tuple of ints; got {argnum!r}.")
     if not -len(args) <= argnum < len(args):
         raise IndexError(f"argnum={argnum}, but the function was called with {len(args)} arguments.")
     argnum %= len(args)
@@ -206,18 +250,21 @@ def _constant(aval, array) -> Value:
     return Value(aval, array=array, uniform=float(np.asarray(array)) if known else None)
 
 
-def _mark_live(ops, explained, output) -> list[Op]:
+def _mark_live(graph: Graph) -> None:
     """Marks live values, hands key paths on along dead ones, and drops operations that the output does not need."""
-    reached = set(explained)
-    for op in ops:
+    explained = graph.inputs[graph.explained]
+    reached, touched = set(explained), set(explained)
+    for op in graph.ops:
+        if op.name != "stop_gradient" and not touched.isdisjoint(op.inputs):
+            touched.update(op.outputs)
         if op.name not in HELD and not reached.isdisjoint(op.inputs):
             reached.update(v for v in op.outputs if jnp.issubdtype(v.aval.dtype, jnp.inexact))
         elif reached.isdisjoint(op.inputs):
             for out in op.outputs:
                 out.path = next((v.path for v in op.inputs if v.path), "")
                 out.uniform = op.inputs[0].uniform if op.name in _UNIFORM else None
-    needed, relevant, kept = {output}, {output}, []
-    for op in reversed(ops):
+    needed, relevant, kept = {graph.output}, {graph.output}, []
+    for op in reversed(graph.ops):
         if not needed.isdisjoint(op.outputs):
             needed.update(op.inputs)
             kept.append(op)
@@ -225,7 +272,13 @@ def _mark_live(ops, explained, output) -> list[Op]:
             relevant.update(op.inputs)
     for value in relevant & reached:
         value.live = True
-    return kept[::-1]
+    graph.ops = kept[::-1]
+    for op in graph.ops:
+        if op.name not in HELD and not reached.isdisjoint(op.inputs) and reached.isdisjoint(op.outputs):
+            graph.blind.append(op)
+        deciding = op.inputs[:1] if op.name == "cond" else op.inputs if op.name == "while" else []
+        if not touched.isdisjoint(deciding):
+            graph.decided.append(op)
 
 
 def reader(env: dict[Value, Any]) -> Callable[[Value], Any]:

@@ -6,7 +6,7 @@ zero to rounding if, and only if, the books are right.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -156,7 +156,8 @@ def conservation(
     fn: Callable[..., jax.Array],
     composite: Any,
     *,
-    argnum: int = -1,
+    argnum: int | Sequence[int] = -1,
+    select: Callable[[Any], jax.Array] | str | int | None = None,
     output: Callable[[jax.Array, jax.Array], jax.Array] = outputs.logit,
 ) -> Callable[..., Ledger]:
     """Keeps the books of `lrp(fn, composite)`.
@@ -166,7 +167,7 @@ def conservation(
     for all examples, none of them may count examples.
 
     Args:
-        fn, composite, argnum, output: as for `lrp`.
+        fn, composite, argnum, select, output: as for `lrp`.
 
     Returns:
         A function of `fn`'s arguments, with `target` and `relevance` as for `lrp`, that returns a `Ledger`.
@@ -178,6 +179,7 @@ def conservation(
     positivity, consistency).
     """
     composite, output = as_composite(composite), outputs.checked(output)
+    fn, argnum, arrange = _trace.arranged(fn, argnum, select)
 
     @jax.jit
     def compiled(args, target, relevance):
@@ -200,11 +202,13 @@ def conservation(
             R = start(output, logits, target, relevance)
             found, entries = back(R)
             sums = [rules.amount(R), *(_total(f, found) for f in (jnp.positive, jnp.abs, _negative_part))]
-            return jnp.stack(sums), list(entries.values()), Static((steps, logits.shape))
+            resolution = max(jnp.finfo(dtype).eps for dtype in _dtypes(plan))
+            return jnp.stack(sums), list(entries.values()), Static((steps, logits.shape, float(resolution)))
 
         return jax.vmap(of_one)(args[argnum], target, relevance)
 
     def books(*args, target=None, relevance=None):
+        args = arrange(args)
         target = check(args, argnum, target, relevance)
         if any(np.ndim(leaf) < 2 for leaf in jax.tree.leaves(args[argnum])):
             raise ValueError("conservation explains examples along the first axis; for a single one pass x[None].")
@@ -212,13 +216,17 @@ def conservation(
         if target is not None and np.ndim(target) == 0:
             target = np.full(examples, target)
         (score, reached, mass, negative), entries, known = _as_float64(compiled(args, target, relevance))
-        steps, shape = known.value
+        steps, shape, resolution = known.value
         check_range(target, shape)
         entries = [Entry(*step, *terms) for step, terms in zip(steps, entries, strict=True)]
-        resolution = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(args[argnum]))).eps)
         return Ledger(tuple(entries), score, reached, mass, negative, tolerance=min(64 * resolution, 0.02))
 
     return books
+
+
+def _dtypes(plan: _plan.Plan) -> set[Any]:
+    """The types of the numbers that relevance passes: the coarsest one says what is rounding."""
+    return {v.aval.dtype for step in plan.steps for v in (*step.inputs, *step.outputs) if v.live}
 
 
 def _as_float64(found):

@@ -37,6 +37,7 @@ from lrp_jax._four_steps import (
 __all__ = [
     "LINEAR",
     "MOVES",
+    "PRODUCTS",
     "AlphaBeta",
     "AveragePool",
     "Epsilon",
@@ -48,6 +49,8 @@ __all__ = [
     "Pass",
     "Route",
     "Rule",
+    "SignalTakesAll",
+    "Softmax",
     "Stabilizer",
     "Uniform",
     "WSquare",
@@ -65,8 +68,11 @@ __all__ = [
 
 Rule = Callable[[Layer, Any, Any, Any], Any]
 
-LINEAR = frozenset({"dense", "conv", "avg_pool", "sum", "add", "scale", "shift"})
+LINEAR = frozenset({"dense", "conv", "avg_pool", "sum", "add", "scale", "shift", "center", "normalization"})
 """Kinds of layers that are linear up to a bias: the four steps hold for them."""
+
+PRODUCTS = frozenset({"product", "matmul", "gate", "attention"})
+"""Kinds of steps that multiply two values through which relevance can flow."""
 
 MOVES = frozenset({
     "reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "convert_element_type", "copy", "copy_p",
@@ -354,7 +360,7 @@ class Uniform(Brief):
 
     eps: float | Stabilizer = 0.0
 
-    fits: ClassVar[frozenset[str]] = frozenset({"product", "matmul"})
+    fits: ClassVar[frozenset[str]] = PRODUCTS
     multiplicative: ClassVar[bool] = True
 
     def __call__(self, layer: Layer, a: Any, params: Any, R: jax.Array) -> Any:
@@ -363,6 +369,47 @@ class Uniform(Brief):
             return four_steps(held, [(a[i], ())], R / len(a), self.eps)
 
         return [of_one(i) for i in range(len(a))]
+
+
+@dataclasses.dataclass(frozen=True)
+class SignalTakesAll(Brief):
+    """All relevance to the signal, none to its gate, which is held constant: a_j dz_k/da_j R_k / z_k.
+
+    For a signal multiplied by a gate between 0 and 1, and for values averaged by attention (then known as CP-LRP).
+
+    Arras et al. 2019, "Explaining and Interpreting LSTMs", section 11.3.3 (LRP-all); Ali et al. 2022, "XAI for
+    Transformers: Better Explanations through Conservative Propagation", section 3.
+    """
+
+    eps: float | Stabilizer = 0.0
+
+    fits: ClassVar[frozenset[str]] = frozenset({"gate", "attention"})
+    holds: ClassVar[tuple[int, ...]] = (1,)
+    multiplicative: ClassVar[bool] = True
+
+    def __call__(self, layer: Layer, a: Any, params: Any, R: jax.Array) -> Any:
+        signal, gate = a
+        held = lambda x, gate: layer([x, gate], params)
+        return [four_steps(held, [(signal, gate)], R, self.eps), jnp.zeros_like(gate)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Softmax(Brief):
+    """The softmax linearized where it stands: x_j (R_j - p_j sum_k R_k).
+
+    These are the four steps on its tangent, R_k / p_k sent backward and multiplied by x; what the tangent has of a
+    constant keeps its share, as a bias does. Logits of minus infinity, which mask, get nothing.
+
+    Achtibat et al. 2024, proposition 3.1.
+    """
+
+    fits: ClassVar[frozenset[str]] = frozenset({"softmax"})
+    multiplicative: ClassVar[bool] = True
+
+    def __call__(self, layer: Layer, a: Any, params: Any, R: jax.Array) -> Any:
+        masked = jnp.isneginf(a)
+        finite = jnp.where(masked, jnp.zeros((), a.dtype), a)
+        return four_steps(lambda x, params: layer(jnp.where(masked, a, x), params), [(finite, params)], R, linear=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,8 @@ def lrp(
     fn: Callable[..., jax.Array],
     composite: Any,
     *,
-    argnum: int = -1,
+    argnum: int | Sequence[int] = -1,
+    select: Callable[[Any], jax.Array] | str | int | None = None,
     output: Callable[[jax.Array, jax.Array], jax.Array] = outputs.logit,
     layers: bool = False,
 ) -> Callable[..., Any]:
@@ -34,7 +35,9 @@ def lrp(
     Args:
         fn: any JAX function `fn(*args) -> logits (..., K)`; Flax's `model.apply`, for example.
         composite: a `Composite`, a list of `(selector, rule)`, or one rule for all layers with weights.
-        argnum: which argument is explained, by default the last; all others are constants to relevance.
+        argnum: which argument is explained, by default the last, or a tuple of several; all others are constants to
+            relevance.
+        select: the logits among what `fn` returns, where that is more than one array: a key, or a function of it.
         output: where relevance starts, a function `(logits, target) -> R` such as those of `lrp_jax.outputs`.
         layers: whether to return the relevance at each layer too.
 
@@ -42,8 +45,9 @@ def lrp(
         `explain(*args, target=None, relevance=None)`, compiled on its first call for each set of shapes.
         `target` is an int, or an array of ints of the logits' leading shape; None explains the highest logit of each
         example. `relevance`, shaped as the logits, takes the place of `output(logits, target)`. The result has the
-        explained argument's shape and dtype. With `layers=True` it is a pair: that, and a dict in forward order from
-        the name of each layer to the relevance at its input, and from `output` to where relevance started.
+        explained argument's shape and dtype; it is a tuple if `argnum` is one. With `layers=True` it is a pair: that,
+        and a dict in forward order from the name of each layer to the relevance at its input, and from `output` to
+        where relevance started.
         A `target` that is out of range raises IndexError; one in a `jax.Array`, which is not looked into, makes the
         relevance NaN.
 
@@ -55,6 +59,7 @@ def lrp(
     Propagation"; Montavon et al. 2019, "Layer-Wise Relevance Propagation: An Overview".
     """
     composite, output = as_composite(composite), outputs.checked(output)
+    fn, argnum, arrange = _trace.arranged(fn, argnum, select)
 
     @jax.jit
     def compiled(args, target, relevance):
@@ -68,6 +73,7 @@ def lrp(
         return (found, at_layers) if layers else found, Static(logits.shape)
 
     def explain(*args, target=None, relevance=None):
+        args = arrange(args)
         target = check(args, argnum, target, relevance)
         found, shape = compiled(args, target, relevance)
         check_range(target, shape.value)
@@ -101,7 +107,7 @@ def run(
     env = dict(zip(plan.graph.inputs, jax.tree.leaves(args), strict=True))
     read = _trace.reader(env)
     ends = {step.ops[-1]: step for step in plan.steps}
-    compared = _plan.compared_inside_steps(plan)
+    constants = _plan.constants(plan)
     for op in plan.graph.ops:
         if step := ends.get(op):
             a = [read(v) for v in step.inputs]
@@ -109,10 +115,8 @@ def run(
                 a = [a[0] + taps[step.name]]
             results = carried(step)(a if len(a) > 1 else a[0], step.params(read))
             results = [results] if len(step.outputs) == 1 else results
-        elif not op.live:
-            results = op(read)
-        elif op in compared:
-            results = op(lambda value: jax.lax.stop_gradient(read(value)))
+        elif op in constants:
+            results = op((lambda value: jax.lax.stop_gradient(read(value))) if op.live else read)
         else:  # part of a step
             continue
         env.update(zip(op.outputs, results, strict=True))

@@ -23,3 +23,10 @@ def data() -> Path:
     if not (folder := os.environ.get("LRP_JAX_DATA")):
         pytest.skip("LRP_JAX_DATA is not set: no real data to test with")
     return Path(folder)
+
+
+@pytest.fixture
+def lenient():
+    """For networks as others write them: JAX's usual promotion of types and ranks."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield

@@ -325,7 +325,7 @@ def test_the_overview_composite_on_vgg16_is_that_of_the_chapter():
         (
             [(kind("conv", "dense", "max_pool"), rules.Gamma())],
             ValueError,
-            "does not fit 'max_pool_0'.*it is for add, avg_pool, conv",
+            "does not fit 'max_pool_0'.*it is for add, avg_pool, center, conv",
         ),
         ([(kind("conv", "dense", "activation"), rules.Epsilon())], ValueError, "does not fit 'activation_0'"),
         ([(kind("dense", "conv"), rules.Route())], ValueError, "does not fit 'conv1'"),

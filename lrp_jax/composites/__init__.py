@@ -18,7 +18,14 @@ from lrp_jax.composites._composite import (
     kind,
     last,
 )
-from lrp_jax.composites.presets import epsilon_gamma_box, epsilon_plus, epsilon_plus_flat, overview_vgg16
+from lrp_jax.composites.presets import (
+    attn_lrp,
+    cp_lrp,
+    epsilon_gamma_box,
+    epsilon_plus,
+    epsilon_plus_flat,
+    overview_vgg16,
+)
 
 __all__ = [
     "WEIGHTED",
@@ -27,7 +34,9 @@ __all__ = [
     "Position",
     "Selector",
     "as_composite",
+    "attn_lrp",
     "captum",
+    "cp_lrp",
     "depth",
     "epsilon_gamma_box",
     "epsilon_plus",

@@ -84,7 +84,7 @@ def kind(*kinds: str) -> Position:
     Raises:
         ValueError: a name that is nearly, but not quite, one of those.
     """
-    known = sorted(rules.LINEAR | {"max_pool", "activation"})
+    known = sorted(rules.LINEAR | rules.PRODUCTS | {"max_pool", "activation", "softmax", "layer"})
     for name in kinds:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
         if near and name not in known and name not in rules.MOVES:

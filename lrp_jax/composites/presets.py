@@ -57,3 +57,30 @@ def overview_vgg16(low: Any, high: Any, *, norm: str = "sample") -> Composite:
         (depth(0, 0.5, "max_pool"), rules.AveragePool(tiny)),
         (first(), rules.ZBox(low, high, eps=tiny)),
     ])  # fmt: skip
+
+
+def attn_lrp(eps: float | rules.Stabilizer = 1e-6) -> Composite:
+    """AttnLRP for transformers: LRP-epsilon for layers with weights, half to each factor of a product.
+
+    Softmax is linearized where it stands, normalizations hold their statistics constant, activations pass relevance on.
+
+    Achtibat et al. 2024, "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers", section 3.
+    """
+    return Composite([
+        (kind("dense", "conv"), rules.Epsilon(eps)),
+        (kind("product", "gate", "matmul", "attention"), rules.Uniform()),
+        (kind("softmax"), rules.Softmax()),
+    ])  # fmt: skip
+
+
+def cp_lrp(eps: float | rules.Stabilizer = 1e-6) -> Composite:
+    """CP-LRP for transformers: LRP-epsilon for layers with weights; gates and attention are held constant.
+
+    So no relevance goes through queries and keys, and relevance is conserved where biases are absent.
+
+    Ali et al. 2022, "XAI for Transformers: Better Explanations through Conservative Propagation", section 3.
+    """
+    return Composite([
+        (kind("dense", "conv"), rules.Epsilon(eps)),
+        (kind("gate", "attention"), rules.SignalTakesAll()),
+    ])  # fmt: skip

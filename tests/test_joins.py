@@ -1,0 +1,265 @@
+"""Softmax, normalization, gates and attention: found however they are written, explained by their published rules."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import lrp_jax
+from lrp_jax import composites, rules
+from lrp_jax.composites import kind
+
+pytestmark = pytest.mark.usefixtures("lenient")
+
+X = np.random.default_rng(0).normal(size=(2, 5, 6))
+R = np.random.default_rng(1).normal(size=X.shape)
+W = np.random.default_rng(2).normal(size=(6, 6)) / 2
+MASK = np.arange(6) < 4
+
+
+def close(found, expected, rtol=1e-10):
+    np.testing.assert_allclose(found, expected, rtol=rtol, atol=1e-12)
+
+
+def kinds(fn, x=X, composite=rules.Zero()):  # noqa: B008
+    moves = rules.MOVES
+    return [step.kind for step in lrp_jax.plan(fn, composite)(x).steps if step.kind not in moves]
+
+
+def explained(fn, x=X, R=R, composite=rules.Zero()):  # noqa: B008
+    return np.asarray(lrp_jax.lrp(fn, composite)(x, relevance=R))
+
+
+# Softmax
+def shifted(x):
+    e = jnp.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def attention_sink(x):
+    e = jnp.exp(x)
+    return e / (1 + e.sum(-1, keepdims=True))
+
+
+SOFTMAX = {
+    "jax.nn": jax.nn.softmax,
+    "by hand": lambda x: jnp.exp(x) / jnp.sum(jnp.exp(x), -1, keepdims=True),
+    "the maximum subtracted": shifted,
+    "the maximum held": lambda x: jax.nn.softmax(x, where=np.ones(6, bool)),
+    "in a checkpoint": jax.checkpoint(jax.nn.softmax),
+    "for each row": jax.vmap(jax.vmap(jax.nn.softmax)),
+    "sum converted": lambda x: jnp.exp(x) / jnp.exp(x).astype(jnp.float64).sum(-1, keepdims=True),
+}
+
+
+@pytest.mark.parametrize("softmax", SOFTMAX.values(), ids=SOFTMAX)
+def test_softmax_is_found_and_has_its_closed_form(softmax):
+    p = jax.nn.softmax(X)
+    assert kinds(softmax) == ["softmax"]
+    close(explained(softmax), X * (R - p * R.sum(-1, keepdims=True)))
+
+
+def test_softmax_along_other_axes_and_with_a_temperature():
+    p = jax.nn.softmax(X / 3, axis=(1, 2))
+    close(explained(lambda x: jax.nn.softmax(x / 3, axis=(1, 2))), X / 3 * (R - p * R.sum((1, 2), keepdims=True)))
+
+
+def test_masked_logits_get_nothing_and_are_never_nan():
+    p = np.where(MASK, jax.nn.softmax(np.where(MASK, X, -np.inf)), 0)
+    received = np.where(MASK, R, 0)  # whoever reads a masked weight reads zero
+    expected = X * (received - p * received.sum(-1, keepdims=True)) * MASK
+    for softmax in (
+        lambda x: jax.nn.softmax(x, where=MASK),
+        lambda x: jax.nn.softmax(jnp.where(MASK, x, -jnp.inf)),
+        lambda x: jax.nn.softmax(jnp.where(MASK, x, jnp.finfo(x.dtype).min)),
+    ):
+        assert kinds(softmax) == ["softmax"]
+        close(explained(softmax, R=received), expected)
+
+
+def test_the_books_of_softmax_close_on_its_tangent():
+    ledger = lrp_jax.conservation(lambda x: attention_sink(x) @ W, rules.Zero())(X[:, 0], relevance=R[:, 0])
+    assert ledger.closes
+    (softmax,) = (e for e in ledger.entries if e.kind == "softmax")
+    x, p = X[:, 0], attention_sink(X[:, 0])
+    _, slope = jax.jvp(attention_sink, (x,), (x,))
+    received = jax.vjp(lambda p: p @ W, p)[1](R[:, 0] / (p @ W))[0] * p
+    close(softmax.bias, ((p - slope) * received / p).sum(-1))  # f(x) - f'(x) x, the tangent's constant
+
+
+@pytest.mark.parametrize(
+    "fn", [jax.nn.log_softmax, jax.nn.logsumexp, lambda x: jnp.exp(x) / jnp.exp(2 * x).sum(), lambda x: x / x[:, ::-1]]
+)
+def test_what_is_nearly_a_softmax_or_a_normalization_is_refused(fn):
+    with pytest.raises(lrp_jax.UncoveredOpError, match=r"pass `(reduce_sum|div)`"):
+        lrp_jax.plan(lambda x: fn(x).reshape(-1), rules.Zero())(X[0, :1])
+
+
+# Normalization
+def normalized(x, axes, centered=True, eps=1e-5):
+    """Relevance through a normalization: of each input its share of x - mean(x), the deviation held constant."""
+    mean = x.mean(axes, keepdims=True) if centered else 0.0
+    s = R / (x - mean)
+    return x * (s - (s.mean(axes, keepdims=True) if centered else 0.0))
+
+
+def bound(module):
+    def fn(x):
+        variables = jax.tree.map(lambda p: p.astype(x.dtype), module.init(jax.random.key(0), X))
+        return module.apply(variables, x)
+
+    return fn
+
+
+NORMALIZATIONS = {
+    "nn.LayerNorm": (bound(nn.LayerNorm(use_bias=False)), normalized(X, -1)),
+    "nn.LayerNorm, two passes": (bound(nn.LayerNorm(use_bias=False, use_fast_variance=False)), normalized(X, -1)),
+    "nnx.LayerNorm": (lambda x: nnx.LayerNorm(6, use_bias=False, rngs=nnx.Rngs(0))(x), normalized(X, -1)),
+    "jax.nn.standardize": (jax.nn.standardize, normalized(X, -1)),
+    "by hand": (lambda x: (x - x.mean(-1, keepdims=True)) / (x.std(-1, keepdims=True) + 1e-3), normalized(X, -1)),
+    "nn.InstanceNorm": (bound(nn.InstanceNorm(use_bias=False)), normalized(X, 1)),
+    "batch statistics": (lambda x: (x - x.mean(0)) * jax.lax.rsqrt(x.var(0) + 1e-5), normalized(X, 0)),
+    "nn.RMSNorm": (bound(nn.RMSNorm()), R),
+    "L2": (lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True), R),
+    "L2, by einsum": (lambda x: x / jnp.sqrt(jnp.einsum("bij,bij->bi", x, x))[..., None], R),
+    "L1": (lambda x: x / jnp.abs(x).sum(-1, keepdims=True), R),
+    "the largest": (lambda x: x / jnp.abs(x).max(-1, keepdims=True), R),
+}
+
+
+@pytest.mark.parametrize(("fn", "expected"), NORMALIZATIONS.values(), ids=NORMALIZATIONS)
+def test_normalization_holds_its_statistics_constant(fn, expected):
+    found = set(kinds(fn))
+    assert "normalization" in found
+    assert found <= {"center", "normalization", "scale", "shift"}
+    close(explained(fn), expected, rtol=1e-6)  # some statistics are in float32
+
+
+def test_groups_are_normalized_by_themselves():
+    grouped = X.reshape(2, 5, 3, 2)
+    mean = grouped.mean((1, 3), keepdims=True)
+    s = R.reshape(grouped.shape) / (grouped - mean)
+    expected = (grouped * (s - s.mean((1, 3), keepdims=True))).reshape(X.shape)
+    close(explained(bound(nn.GroupNorm(3, use_bias=False))), expected)
+
+
+def test_centring_conserves_even_where_the_mean_is_zero():
+    x = np.array([[1.0, -1.0, 2.0, -2.0]])
+    r = np.array([[1.0, 2.0, 3.0, 4.0]])
+    close(explained(lambda x: x - x.mean(-1, keepdims=True), x, r), x * (r / x - (r / x).mean()))
+
+
+def test_a_standardized_kernel_stays_a_weight():
+    def fn(w, x):
+        return x @ ((w - w.mean(0)) / w.std(0))
+
+    plan = lrp_jax.plan(fn, rules.Zero())(W, X)
+    assert [(s.kind, s.path) for s in plan.steps] == [("dense", "")]
+    plan = lrp_jax.plan(lambda p, x: fn(p["w"], x), rules.Zero())({"w": W}, X)
+    assert [s.name for s in plan.steps] == ["w"]
+
+
+# Gates and products
+GATES = {
+    "sigmoid": jax.nn.sigmoid,
+    "1 - sigmoid": lambda x: 1 - jax.nn.sigmoid(x),
+    "hard sigmoid": jax.nn.hard_sigmoid,
+    "clip": lambda x: jnp.clip(x, 0, 1),
+    "softmax": jax.nn.softmax,
+    "of a sort": lambda x: jax.nn.sigmoid(jnp.sort(x)),  # what is held needs no rule
+}
+
+
+@pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
+@pytest.mark.parametrize("gate_first", [True, False])
+def test_a_gate_gets_nothing_and_its_signal_all(gate, gate_first):
+    def fn(x):
+        signal, opened = x @ W, gate(x @ W.T)
+        return opened * signal if gate_first else signal * opened
+
+    held = jax.lax.stop_gradient(gate(X @ W.T))
+    assert kinds(fn) == ["dense", "gate"]
+    close(explained(fn), explained(lambda x: (x @ W) * held))
+
+
+def test_what_is_held_is_shown_and_the_user_may_choose_otherwise():
+    def fn(p, x):
+        return jax.nn.sigmoid(x @ p["gate"]) * (x @ p["signal"])
+
+    params = {"gate": W, "signal": W.T}
+    assert str(lrp_jax.plan(fn, rules.Zero())(params, X)).splitlines()[-1] == "held constant: gate"
+    composite = [(kind("dense"), rules.Zero()), (kind("gate"), rules.Uniform())]
+    R_half, layers = lrp_jax.lrp(fn, composite, layers=True)(params, X, relevance=R)
+    assert list(layers) == ["gate", "signal", "output"]
+    close(R_half.sum(-1), R.sum(-1))
+    close(layers["signal"].sum(-1), R.sum(-1) / 2)
+
+
+def test_products_share_half_and_half():
+    left, right = X, X[::-1] + 0.1
+    found = lrp_jax.lrp(lambda p: (p[0] @ W) * p[1], rules.Zero())((left, right), relevance=R)
+    close(found[1], R / 2)
+    close(found[0], left * ((R / 2 / (left @ W)) @ W.T))
+
+
+def test_squeeze_and_excite_is_a_gate():
+    def fn(x):
+        return x * jax.nn.sigmoid(jax.nn.relu(x.mean(1, keepdims=True) @ W) @ W)
+
+    assert kinds(fn) == ["gate"]
+    close(explained(fn), R)
+
+
+# Attention
+def attention(p, x, held=None):
+    q, k, v = (x @ p[name] for name in "qkv")
+    weights = jax.nn.softmax(jnp.einsum("bqd,bkd->bqk", q, k) / np.sqrt(6)) if held is None else held
+    return weights, jnp.einsum("bqk,bkd->bqd", weights, v) @ p["o"]
+
+
+PARAMS = {name: np.random.default_rng(i).normal(size=(6, 6)) / 2 for i, name in enumerate("qkvo")}
+
+
+def test_cp_lrp_is_gradient_times_input_with_attention_held():
+    fn = lambda p, x: attention(p, x)[1]
+    weights, z = attention(PARAMS, X)
+    _, back = jax.vjp(lambda x: attention(PARAMS, x, weights)[1], X)
+    found = lrp_jax.lrp(fn, composites.cp_lrp(eps=0))(PARAMS, X, relevance=R)
+    close(found, X * back(R / z)[0], rtol=1e-9)
+    plan = lrp_jax.plan(fn, composites.cp_lrp())(PARAMS, X)
+    assert str(plan).splitlines()[-1] == "held constant: q, k"
+
+
+def test_attn_lrp_is_its_published_rules_one_after_the_other():
+    """Linear layers by epsilon 0, products half and half, softmax by its tangent; written out by hand."""
+    q, k, v = (X @ PARAMS[name] for name in "qkv")
+    logits = np.einsum("bqd,bkd->bqk", q, k)
+    p = jax.nn.softmax(logits / np.sqrt(6))
+    y = np.einsum("bqk,bkd->bqd", p, v)
+    linear = lambda a, w, R: a * ((R / (a @ w)) @ w.T)
+    R_y = linear(y, PARAMS["o"], R)
+    s = R_y / (2 * y)
+    R_p, R_v = p * np.einsum("bqd,bkd->bqk", s, v), v * np.einsum("bqk,bqd->bkd", p, s)
+    R_logits = logits / np.sqrt(6) * (R_p - p * R_p.sum(-1, keepdims=True))
+    s = R_logits / (2 * logits)
+    R_q, R_k = q * np.einsum("bqk,bkd->bqd", s, k), k * np.einsum("bqk,bqd->bkd", s, q)
+    expected = sum(linear(X, PARAMS[n], r) for n, r in zip("qkv", (R_q, R_k, R_v), strict=True))
+    fn = lambda p, x: attention(p, x)[1]
+    close(lrp_jax.lrp(fn, composites.attn_lrp(eps=0))(PARAMS, X, relevance=R), expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_attention_in_lower_precision_stays_finite_with_all_but_one_masked(dtype):
+    params, x = jax.tree.map(lambda a: jnp.asarray(a, dtype), (PARAMS, X))
+
+    def fn(p, x):
+        q, k, v = (x @ p[name] for name in "qkv")
+        logits = jnp.where(np.tril(np.ones((5, 5), bool)), jnp.einsum("bqd,bkd->bqk", q, k), -jnp.inf)
+        return jnp.einsum("bqk,bkd->bqd", jax.nn.softmax(logits), v)[:, 0] @ p["o"]
+
+    found = lrp_jax.lrp(fn, composites.attn_lrp())(params, x, target=0)
+    assert found.dtype == dtype
+    assert np.isfinite(np.asarray(found, np.float32)).all()
+    assert not np.asarray(found, np.float32)[:, 1:].any()  # the first token sees itself alone
