@@ -103,7 +103,7 @@ def make_plan(graph: Graph, composite: Composite) -> Plan:
     never_negative = {v for v, (low, _) in _signs.intervals(graph, ()).items() if low >= 0}
     above_zero = _signs.relevant_above_zero(graph, steps)
     for step in steps:
-        if hasattr(step.rule, "assuming"):
+        if hasattr(step.rule, "assuming") and step.kind != MARKED:  # which need not be linear
             step.rule = step.rule.assuming(
                 nonnegative=never_negative.issuperset(step.inputs),
                 relevant_above_zero=above_zero.issuperset(step.outputs),

@@ -261,8 +261,8 @@ def _mark_live(graph: Graph) -> None:
             reached.update(v for v in op.outputs if jnp.issubdtype(v.aval.dtype, jnp.inexact))
         elif reached.isdisjoint(op.inputs):
             for out in op.outputs:
-                out.path = next((v.path for v in op.inputs if v.path), "")
-                out.uniform = op.inputs[0].uniform if op.name in _UNIFORM else None
+                out.path = next((v.path for v in op.inputs if v.path), "") + _row(op)
+                out.uniform = _number(op)
     needed, relevant, kept = {graph.output}, {graph.output}, []
     for op in reversed(graph.ops):
         if not needed.isdisjoint(op.outputs):
@@ -279,6 +279,31 @@ def _mark_live(graph: Graph) -> None:
         deciding = op.inputs[:1] if op.name == "cond" else op.inputs if op.name == "while" else []
         if not touched.isdisjoint(deciding):
             graph.decided.append(op)
+
+
+def _number(op: Op) -> float | None:
+    """The number that fills the result of an operation on known numbers, such as the count of a loop."""
+    if op.name in _UNIFORM:
+        return op.inputs[0].uniform
+    scalars = all(v.aval.shape == () for v in (*op.inputs, *op.outputs)) and len(op.outputs) == 1
+    if not (scalars and op.inputs and all(v.uniform is not None for v in op.inputs)):
+        return None
+    with jax.ensure_compile_time_eval():
+        (number,) = op(lambda v: np.asarray(v.uniform, v.aval.dtype))
+    return float(number)
+
+
+def _row(op: Op) -> str:
+    """`[i]`, if an operation takes row i of several out of an array."""
+    taken = op.eqn.params
+    if op.name == "slice" and set(taken["strides"] or (1,)) == {1}:
+        starts, sizes = taken["start_indices"], op.output.aval.shape
+    elif op.name == "dynamic_slice" and all(v.uniform is not None for v in op.inputs[1:]):
+        starts, sizes = [int(v.uniform or 0) for v in op.inputs[1:]], taken["slice_sizes"]
+    else:
+        return ""
+    rows, *others = op.inputs[0].aval.shape
+    return f"[{starts[0]}]" if rows > sizes[0] == 1 and list(sizes[1:]) == others else ""
 
 
 def reader(env: dict[Value, Any]) -> Callable[[Value], Any]:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lrp_jax
+from lrp_jax import _cli_text
+from lrp_jax.models import MODELS, load
 
 BATCH = 8
 """Photographs explained at a time."""
@@ -57,8 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     explain = commands.add_parser(
         "explain",
         help="explain what the network sees in photographs",
-        description="Names what VGG-16 sees in each photograph, and draws which pixels speak for it (red) and against "
-        f"it (blue). {_CLASSES}",
+        description="Names what the network sees in each photograph, and draws which pixels speak for it (red) and "
+        "against it (blue).",
     )
     which = _add_common(explain)
     which.add_argument("--top", type=_positive, default=1, metavar="K", help="explain the K likeliest classes")
@@ -70,24 +72,22 @@ def _parser() -> argparse.ArgumentParser:
         "check",
         help="verify where relevance went, layer by layer",
         description="Prints, for each photograph, where each unit of relevance went on its way from the score to the "
-        f"pixels, and draws it: how much arrived at each layer, and what stayed behind. {_CLASSES}",
+        "pixels, and draws it: how much arrived at each layer, and what stayed behind.",
     )
     _add_common(check)
     check.set_defaults(run=_check, top=1, ends=lambda options: ("_ledger.png",))
+    _cli_text.add(commands)
     return parser
-
-
-_CLASSES = (
-    "The shipped network knows the ten classes of Imagenette: tench, English springer, cassette player, chain saw, "
-    "church, French horn, garbage truck, gas pump, golf ball, parachute."
-)
 
 
 def _add_common(command: argparse.ArgumentParser):
     """Adds what both commands ask for; returns the group of options that say which class."""
     command.add_argument("photos", nargs="+", metavar="PHOTO", help="any image that Pillow reads")
-    rules = "the rules (default: %(default)s); a wrong name lists all"
-    command.add_argument("--composite", default="epsilon_gamma_box", metavar="NAME", help=rules)
+    networks = "; ".join(f"{name}, {about}" for name, about in MODELS.items())
+    default = next(iter(MODELS))
+    command.add_argument("--model", default=default, metavar="NAME", help=f"{networks} (default: {default})")
+    rules = "the rules (default: the model's recommended ones); a wrong name lists all"
+    command.add_argument("--composite", metavar="NAME", help=rules)
     folder = "folder for the files (default: the current one)"
     command.add_argument("--out", type=Path, default=Path(), metavar="DIR", help=folder)
     command.add_argument("--overwrite", action="store_true", help="replace files that exist")
@@ -109,13 +109,11 @@ def _complain(error: Exception) -> int:
 
 
 def _explain(options) -> int:
-    from lrp_jax.models.vgg16_imagenette import MODEL
-
-    target, photos, failed = _prepare(options, MODEL)
+    model, target, photos, failed = _prepare(options)
     records = []
-    for photo, found in _relevances(MODEL, photos, options.composite, target, options.top):
+    for photo, found in _relevances(model, photos, options.composite, target, options.top):
         try:
-            records.append(_write(photo, found, MODEL, options))
+            records.append(_write(photo, found, model, options))
         except OSError as error:
             failed = _complain(CommandError(f"{photo.path}: the result cannot be written ({error.strerror or error})."))
             continue
@@ -127,13 +125,11 @@ def _explain(options) -> int:
 
 
 def _check(options) -> int:
-    from lrp_jax.models.vgg16_imagenette import MODEL
-
-    target, photos, failed = _prepare(options, MODEL)
-    params = _params(MODEL) if photos else None
-    books = lrp_jax.conservation(MODEL.apply, MODEL.composites[options.composite]())
+    model, target, photos, failed = _prepare(options)
+    params = _params(model) if photos else None
+    books = lrp_jax.conservation(model.apply, model.composites[options.composite]())
     for photo in photos:
-        ledger = books(params, MODEL.preprocessing.normalize(photo.crop)[None], target=target)
+        ledger = books(params, model.preprocessing.normalize(photo.crop)[None], target=target)
         print(f"{photo.path}: {options.composite}, score {ledger.score[0]:.3f}")
         print(ledger)
         try:
@@ -157,11 +153,13 @@ def _draw(ledger, title: str, file: Path) -> None:
     figure.savefig(file, dpi=150)
 
 
-def _prepare(options, model) -> tuple[int | None, list[Photo], int]:
-    """The class to explain, the photographs that could be read, and 2 if any could not."""
-    if options.composite not in model.composites:
-        raise CommandError(f"no composite {options.composite!r}; there are {', '.join(model.composites)}.")
+def _prepare(options) -> tuple[Any, int | None, list[Photo], int]:
+    """The model, the class to explain, the photographs that could be read, and 2 if any could not."""
     try:
+        model = load(options.model)
+        options.composite = options.composite or model.presets[0]
+        if options.composite not in model.composites:
+            raise CommandError(f"no composite {options.composite!r}; there are {', '.join(model.composites)}.")
         target = None if options.target is None else model.class_index(options.target)
     except ValueError as error:
         raise CommandError(error) from None
@@ -177,7 +175,7 @@ def _prepare(options, model) -> tuple[int | None, list[Photo], int]:
             photos.append(_read(path, options.out / stem, model.preprocessing, options))
         except CommandError as error:
             failed = _complain(error)
-    return target, photos, failed
+    return model, target, photos, failed
 
 
 def _params(model):

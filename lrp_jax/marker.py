@@ -44,7 +44,9 @@ def layer(rule: Rule | None = None, *, name: str | None = None) -> Callable[[Cal
     if rule is not None and not callable(rule):
         raise TypeError(f"layer takes a rule, a callable (layer, a, params, R) -> R_in; got {rule!r}.")
 
-    def mark(fn):
+    def mark(fn, *others):
+        if others or not callable(fn):
+            raise TypeError("layer is called before it decorates: write @lrp_jax.layer() with parentheses, or a rule.")
         label = name or getattr(fn, "__name__", type(fn).__name__)
 
         @functools.cache

@@ -71,6 +71,18 @@ def test_the_given_class_is_explained_from_any_working_folder(tmp_path):
 
 
 @pytest.mark.slow
+def test_another_model_brings_its_classes_and_its_rules(tmp_path, capsys):
+    code, out, err = run(capsys, "explain", CASTLE, "--model", "mobilenet_v2", "--top", 2, "--json", "--out", tmp_path)
+    assert (code, err) == (0, "")
+    (record,) = json.loads(out)
+    assert record["composite"] == "epsilon_gamma_box"
+    assert [(c["class"], c["index"], c["wnid"]) for c in record["classes"]] == [
+        ("castle", 483, "n02980441"),
+        ("monastery", 663, "n03781244"),
+    ]
+
+
+@pytest.mark.slow
 def test_the_books_of_a_photograph_are_shown_and_drawn(tmp_path, capsys):
     code, out, err = run(capsys, "check", CASTLE, tmp_path / "missing.jpg", "--out", tmp_path, "--target", "church")
     assert code == 2
@@ -102,6 +114,9 @@ def test_nothing_is_overwritten_unasked(tmp_path, capsys):
     [
         (["--composite", "gamma"], "no composite 'gamma'; there are epsilon_gamma_box, epsilon_plus_flat"),
         (["--target", "cat"], "'cat' is none of the classes of vgg16_imagenette: 0 tench"),
+        (["--model", "resnet"], "no model 'resnet'; there are vgg16_imagenette, mobilenet_v2."),
+        (["--model", "mobilenet_v2", "--target", "cardigan"], "264 Cardigan, 474 cardigan"),
+        (["--model", "mobilenet_v2", "--composite", "overview_vgg16"], "no composite 'overview_vgg16'"),
         (["--top", "11"], "knows 10 classes"),
         (["--top", "0"], "expected a number of classes, 1 or more"),
         (["--top", "2", "--target", "3"], "not allowed with argument"),

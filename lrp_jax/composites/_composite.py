@@ -29,6 +29,8 @@ class Step(Protocol):
     def name(self) -> str: ...
     @property
     def kind(self) -> str: ...
+    @property
+    def path(self) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Position:
 
     Attributes:
         kinds: the kinds counted; no other step is selected.
-        low, high: fractions; among n steps, number i (from 0) stands at i / (n - 1).
+        low, high: fractions; among n layers, number i (from 0) stands at i / (n - 1); all uses of a layer that is
+            used again, as in a loop, stand where its first one does.
     """
 
     kinds: tuple[str, ...]
@@ -54,9 +57,9 @@ class Position:
 
     def among(self, steps: Sequence[Step]) -> list[Step]:
         """The steps selected, in order."""
-        counted = [step for step in steps if step.kind in self.kinds]
-        span = max(len(counted) - 1, 1)
-        return [step for i, step in enumerate(counted) if self.low <= i / span <= self.high]
+        layers = _layers(steps, self.kinds)
+        span = max(len(layers) - 1, 1)
+        return [step for i, uses in enumerate(layers) if self.low <= i / span <= self.high for step in uses]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +74,16 @@ class End:
 
     def among(self, steps: Sequence[Step]) -> list[Step]:
         """The step selected, if there is one."""
-        return [step for step in steps if step.kind in self.kinds][self.index :][:1]
+        return [step for uses in _layers(steps, self.kinds)[self.index :][:1] for step in uses]
+
+
+def _layers(steps: Sequence[Step], kinds: tuple[str, ...]) -> list[list[Step]]:
+    """The steps of some kinds by the layer that they are uses of: a layer is used again with the same weights."""
+    layers: dict[Any, list[Step]] = {}
+    for step in steps:
+        if step.kind in kinds:
+            layers.setdefault(step.path or id(step), []).append(step)
+    return list(layers.values())
 
 
 def _quoted(kinds: tuple[str, ...]) -> str:

@@ -20,6 +20,7 @@ MODEL = Pretrained(
         ("n03888257", "parachute"),
     ),
     preprocessing=Preprocessing(),
+    presets=("epsilon_gamma_box", "epsilon_plus_flat", "epsilon_plus", "overview_vgg16"),
     about={
         "what": "VGG-16: the 13 convolutions of ImageNet, and dense layers 25088-256-256-10 trained for the ten "
         "classes of Imagenette. It knows these ten classes and no others.",

