@@ -84,7 +84,7 @@ def steps_of(graph: Graph) -> list[Step]:
             step = _step(graph, op, taken, gates)
             steps[step.ops[-1]] = step
             taken.update(step.ops)
-    return relevant([steps[op] for op in graph.ops if op in steps], graph.output)
+    return relevant(_merged_before(graph, [steps[op] for op in graph.ops if op in steps]), graph.output)
 
 
 def relevant(steps: Sequence[Step], output: Value) -> list[Step]:
@@ -222,6 +222,57 @@ def _weighted(graph: Graph, op: Op, kind: str, taken: set[Op]) -> Step:
     return Step(kind, op.name, ops, [x], layer, params, path=weight.path)
 
 
+def _merged_before(graph: Graph, steps: list[Step]) -> list[Step]:
+    """The steps, with what is done to the features just before a contraction, and for it alone, merged into it.
+
+    So an evaluated BatchNorm, or the standardizing of pixels, becomes part of the layer after it.
+    """
+    maker = {step.outputs[0]: step for step in steps}
+    for i, step in enumerate(steps):
+        if step.kind in ("dense", "conv"):
+            op = step.ops[0]
+            axes = _input_axes(op, *op.dead_inputs)
+            while (before := maker.get(step.inputs[0])) and _for_features(graph, before, step.ops[0], axes, maker):
+                step = steps[i] = _merged(before, step, axes)
+    return steps
+
+
+def _for_features(graph: Graph, before: Step, op: Op, axes: dict[int, int], maker: dict[Value, Step]) -> bool:
+    """Whether a step adds to, or multiplies, each feature of what one operation reads; and not to end a LayerNorm."""
+    if before.kind not in ("scale", "shift") or graph.sole_user(before.outputs[0]) is not op:
+        return False
+    first, result = before.ops[0], before.out_shape
+    normalized = (source := maker.get(before.inputs[0])) and source.kind == "normalization"
+    return not normalized and all(
+        not v.aval.shape or all(n == 1 or (axis in axes and n == result[axis]) for axis, n in enumerate(v.aval.shape))
+        for v in first.dead_inputs
+    )
+
+
+def _merged(before: Step, step: Step, axes: dict[int, int]) -> Step:
+    """A contraction with the scale or shift before it."""
+    (x,) = step.inputs
+
+    def params(read):
+        (factor, constant), (w, b) = before.params(read), step.params(read)
+        if constant is not None:
+            added = step.layer(jnp.broadcast_to(constant, x.aval.shape), (w, None))
+            b = added if b is None else b + added
+        return w * _along(jnp.asarray(factor), axes, w.ndim), b
+
+    return dataclasses.replace(step, ops=[*before.ops, *step.ops], inputs=before.inputs, params=params)
+
+
+def _input_axes(op: Op, weight: Value) -> dict[int, int]:
+    """From the axes of a contraction's input that it sums over features to those axes of its weight."""
+    numbers, on_the_right = op.eqn.params["dimension_numbers"], op.inputs[1] is weight
+    if op.name == "conv_general_dilated":
+        single = on_the_right and op.eqn.params["batch_group_count"] == op.eqn.params["feature_group_count"] == 1
+        return {numbers.lhs_spec[1]: numbers.rhs_spec[1]} if single else {}
+    contracted, _ = numbers
+    return dict(zip(contracted[not on_the_right], contracted[on_the_right], strict=True))
+
+
 def _affine(op: Op, axes: dict[int, int]) -> bool:
     """Whether an operation adds a constant, or multiplies by one that is the same at all positions of a feature."""
     if len(op.live_inputs) != 1 or len(op.dead_inputs) != 1 or (op.name in ("sub", "div") and op.inputs[1].live):
@@ -245,13 +296,15 @@ def _feature_axes(op: Op, weight: Value) -> dict[int, int]:
 
 
 def _along(factor: jax.Array, axes: dict[int, int], ndim: int) -> jax.Array:
-    """A factor of a result's features, laid along the weight's axes; both count features in the same order."""
+    """A factor of the features of an input or result, laid along the weight's axes."""
     if factor.ndim == 0:
         return factor
     shape = [1] * ndim
     for axis, weight_axis in axes.items():
         shape[weight_axis] = factor.shape[axis]
-    return factor.reshape(shape)
+    order = sorted(axes, key=axes.__getitem__)
+    others = [axis for axis in range(factor.ndim) if axis not in axes]
+    return factor.transpose(*order, *others).reshape(shape)
 
 
 def _product(op: Op, gated: str, kind: str, gates: Collection[Value]) -> Step:
