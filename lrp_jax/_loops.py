@@ -24,11 +24,17 @@ def opened(closed: _compat.ClosedJaxpr, eqns: Collection[_compat.JaxprEqn]) -> C
                 with _compat.at(eqn):
                     results = _OPEN[eqn.primitive.name](eqn.params, values, run)
             elif body and _holds(body[0], wanted):
-                results = run(body[0], body[1], values)
+                with _compat.at(eqn):
+                    results = call(*body, values)
             else:
                 results = _compat.bind(eqn, *values)
             env.update(zip(eqn.outvars, results, strict=True))
         return list(map(read, jaxpr.outvars))
+
+    def call(jaxpr, consts, name, operands) -> list[Any]:
+        inner = lambda *operands: run(jaxpr, consts, operands)
+        inner.__name__ = inner.__qualname__ = name
+        return jax.jit(inner)(*operands)
 
     return lambda *leaves: run(closed.jaxpr, closed.consts, leaves)
 

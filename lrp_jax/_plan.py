@@ -144,8 +144,8 @@ def _check_graph(graph: Graph) -> None:
         )
     for op in graph.blind:
         raise UncoveredOpError(
-            f"`{op.name}` at {op.line} makes {op.output.aval.dtype} of values that relevance has to pass. Apply it to"
-            " jax.lax.stop_gradient of them if it only decides, or mark a function around it as a layer."
+            f"`{op.name}` at {op.line} makes {op.outputs[-1].aval.dtype} of values that relevance has to pass. If it"
+            " only decides, apply it to jax.lax.stop_gradient of them; else mark a function around it as a layer."
         )
     for op in graph.ops:
         if op.live and any(jnp.issubdtype(v.aval.dtype, jnp.complexfloating) for v in op.outputs):

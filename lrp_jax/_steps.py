@@ -114,16 +114,12 @@ def _step(graph: Graph, op: Op, taken: set[Op], gates: Collection[Value]) -> Ste
             return _total(graph, op, "avg_pool")
         case "reduce_sum" | "cumsum", 1, 0 if not _exponential(graph, op.inputs[0]):
             return _total(graph, op, "sum")
+        case "scatter-add", 1, 2 if op.inputs[2].live:
+            return _scattered(op)
         case "add" | "add_any" | "sub", 2, 0:
-            return _weigh(op, "add", weights=(1, -1 if op.name == "sub" else 1))
-        case "add" | "add_any" | "sub", 1, 1:
-            return _shift(op)
-        case "mul", 1, 1:
-            return _scale(op, "scale", *op.live_inputs)
-        case "div", 1, 1 if op.inputs[0].live:
-            return _scale(op, "scale", *op.live_inputs)
-        case "neg", 1, 0:
-            return _weigh(op, "scale", weights=(-1,))
+            return _sum(op)
+        case (("add" | "add_any" | "sub" | "mul" | "div" | "neg"), 1, _) if _by_element(op):
+            return _scaled_and_shifted(graph, op, taken)
     return _marked(op, known) if (known := marked(op.eqn)) else _plain(op)
 
 
@@ -131,7 +127,8 @@ def _joined(join: _joins.Join) -> Step:
     """A softmax, a centring, or a signal divided by a statistic that is held constant."""
     (*_, op), entry = join.ops, join.entry
     if join.kind == "normalization":
-        return _scale(op, join.kind, entry)
+        factor = _factor(op, entry)
+        return Step(join.kind, op.name, [op], [entry], lambda a, p: a * p[0], lambda read: (factor(read), None))
     layer, params = _function(join.ops, [entry])
     if join.kind == "softmax":
         return Step(join.kind, op.name, join.ops, [entry], layer, params)
@@ -208,16 +205,7 @@ def _weighted(graph: Graph, op: Op, kind: str, taken: set[Op]) -> Step:
         return z if b is None else z + b
 
     def params(read):
-        w, b = read(weight), None
-        for step in constants:
-            if step.name in _FACTORS:
-                factor = _factor(step, *step.live_inputs)(read)
-                w, b = w * _along(factor, axes, w.ndim), None if b is None else b * factor
-            else:
-                (constant,) = map(read, step.dead_inputs)
-                term = -constant if step.name == "sub" else constant
-                b = term if b is None else b + term
-        return w, b
+        return _folded(constants, read, read(weight), None, lambda factor: _along(factor, axes, weight.aval.ndim))
 
     return Step(kind, op.name, ops, [x], layer, params, path=weight.path)
 
@@ -241,11 +229,12 @@ def _for_features(graph: Graph, before: Step, op: Op, axes: dict[int, int], make
     """Whether a step adds to, or multiplies, each feature of what one operation reads; and not to end a LayerNorm."""
     if before.kind not in ("scale", "shift") or graph.sole_user(before.outputs[0]) is not op:
         return False
-    first, result = before.ops[0], before.out_shape
+    result = before.out_shape
     normalized = (source := maker.get(before.inputs[0])) and source.kind == "normalization"
     return not normalized and all(
         not v.aval.shape or all(n == 1 or (axis in axes and n == result[axis]) for axis, n in enumerate(v.aval.shape))
-        for v in first.dead_inputs
+        for step in before.ops
+        for v in step.dead_inputs
     )
 
 
@@ -359,44 +348,71 @@ def _total(graph: Graph, op: Op, kind: str) -> Step:
     return Step(kind, op.name, ops, op.inputs, layer, lambda read: (factor(read), None))
 
 
-def _weigh(op: Op, kind: str, weights: tuple[int, ...]) -> Step:
-    """A sum of live operands with fixed weights."""
-    inputs = op.inputs
-    single = len(inputs) == 1
+def _scattered(op: Op) -> Step:
+    """Sums of the values that go to the same place, and of what was there before."""
+    before, places, x = op.inputs
 
     def layer(a, params):
-        terms = [x * w for x, w in zip([a] if single else a, params[0], strict=True)]
-        return sum(terms[1:], terms[0])
+        (w, places), b = params
+        return op.of(jnp.zeros(before.aval.shape, before.aval.dtype) if b is None else b, places, a * w)
 
-    return Step(kind, op.name, [op], inputs, layer, lambda read: ([w * _unit(op) for w in weights], None))
+    return Step("sum", op.name, [op], [x], layer, lambda read: ((_unit(op), read(places)), read(before)))
 
 
-def _scale(op: Op, kind: str, signal: Value) -> Step:
-    """A live value times a constant, or times what is held constant."""
-    factor = _factor(op, signal)
-    layer, path = lambda a, p: a * p[0], "".join(v.path for v in op.dead_inputs)
-    return Step(kind, op.name, [op], [signal], layer, lambda read: (factor(read), None), path=path)
+def _sum(op: Op) -> Step:
+    """The sum or difference of two live values."""
+
+    def layer(a, params):
+        (left, right), (signs, _) = a, params
+        return left * signs[0] + right * signs[1]
+
+    signs = (1, -1 if op.name == "sub" else 1)
+    return Step("add", op.name, [op], op.inputs, layer, lambda read: ([sign * _unit(op) for sign in signs], None))
+
+
+def _scaled_and_shifted(graph: Graph, op: Op, taken: set[Op]) -> Step:
+    """A live value times constants, plus constants: one step, however many operations, such as a lone BatchNorm's."""
+    ops, user = [op], graph.sole_user(op.output)
+    while user and user not in taken and _by_element(user) and user.output.aval.shape == op.output.aval.shape:
+        ops.append(user)
+        user = graph.sole_user(user.output)
+    kind = "shift" if all(op.name in _BIAS for op in ops) else "scale"
+
+    def layer(a, params):
+        w, b = params
+        return a * w if b is None else a * w + b
+
+    path = next((v.path for op in ops for v in op.dead_inputs if v.path), "")
+    return Step(kind, op.name, ops, op.live_inputs, layer, lambda read: _folded(ops, read, _unit(op), None), path=path)
+
+
+def _by_element(op: Op) -> bool:
+    """Whether an operation multiplies one live value by a constant, adds a constant to it, or turns its sign."""
+    if op.name == "neg":
+        return True
+    one = len(op.live_inputs) == len(op.dead_inputs) == 1
+    return one and (op.name in _BIAS or op.name == "mul" or (op.name == "div" and op.inputs[0].live))
+
+
+def _folded(ops: list[Op], read: Callable, w: Any, b: Any, along: Callable = lambda factor: factor) -> tuple[Any, Any]:
+    """A layer's weight and bias, and what is done to its result; `along` lays factors along the weight."""
+    for op in ops:
+        if op.name in _FACTORS:
+            factor = _factor(op, *op.live_inputs)(read)
+            w, b = w * along(factor), None if b is None else b * factor
+            continue
+        if op.name == "neg" or (op.name == "sub" and op.inputs[1].live):
+            w, b = -w, None if b is None else -b
+        for constant in map(read, op.dead_inputs):
+            term = -constant if op.name == "sub" and op.inputs[0].live else constant
+            b = term if b is None else b + term
+    return w, b
 
 
 def _factor(op: Op, signal: Value) -> Callable:
     """How to read what `op`, a mul or div, multiplies the signal by."""
     (constant,) = (v for v in op.inputs if v is not signal)
     return lambda read: 1 / jnp.asarray(read(constant)) if op.name == "div" else jnp.asarray(read(constant))
-
-
-def _shift(op: Op) -> Step:
-    """A live value, or its negative, plus a constant."""
-    (x,), (constant,) = op.live_inputs, op.dead_inputs
-    minus_constant, minus_x = op.name == "sub" and op.inputs[0] is x, op.name == "sub" and op.inputs[1] is x
-
-    def layer(a, params):
-        w, b = params
-        return a * w if b is None else a * w + b
-
-    def params(read):
-        return (-1 if minus_x else 1) * _unit(op), -read(constant) if minus_constant else read(constant)
-
-    return Step("shift", op.name, [op], [x], layer, params, path=constant.path)
 
 
 def _unit(op: Op) -> jax.Array:

@@ -14,6 +14,7 @@ from lrp_jax import _compat, _loops
 HELD = frozenset({"stop_gradient", "gt", "lt", "ge", "le", "eq", "ne", "and", "or", "xor", "not", "is_finite"})
 """Operations whose result is a constant to relevance: comparisons only decide, stop_gradient says so."""
 
+_COUNTING = frozenset({"add", "sub", "mul", "max", "min", "lt", "le", "gt", "ge", "eq", "ne", "select_n"})
 _UNIFORM = frozenset({"convert_element_type", "broadcast_in_dim", "reshape", "squeeze", "expand_dims", "copy"})
 
 
@@ -274,7 +275,7 @@ def _mark_live(graph: Graph) -> None:
         value.live = True
     graph.ops = kept[::-1]
     for op in graph.ops:
-        if op.name not in HELD and not reached.isdisjoint(op.inputs) and reached.isdisjoint(op.outputs):
+        if op.name not in HELD and not reached.isdisjoint(op.inputs) and not needed.intersection(op.outputs) <= reached:
             graph.blind.append(op)
         deciding = op.inputs[:1] if op.name == "cond" else op.inputs if op.name == "while" else []
         if not touched.isdisjoint(deciding):
@@ -285,8 +286,8 @@ def _number(op: Op) -> float | None:
     """The number that fills the result of an operation on known numbers, such as the count of a loop."""
     if op.name in _UNIFORM:
         return op.inputs[0].uniform
-    scalars = all(v.aval.shape == () for v in (*op.inputs, *op.outputs)) and len(op.outputs) == 1
-    if not (scalars and op.inputs and all(v.uniform is not None for v in op.inputs)):
+    scalars = all(v.aval.shape == () for v in (*op.inputs, *op.outputs))
+    if op.name not in _COUNTING or not scalars or any(v.uniform is None for v in op.inputs):
         return None
     with jax.ensure_compile_time_eval():
         (number,) = op(lambda v: np.asarray(v.uniform, v.aval.dtype))

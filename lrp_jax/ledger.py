@@ -105,7 +105,7 @@ class Ledger:
     def closes(self) -> bool:
         """Whether every step's books close, and the steps together account for the whole score."""
         lost = sum((e.lost for e in self.entries), np.zeros_like(self.score))
-        scale = np.maximum.reduce([self._scale(e) for e in self.entries])
+        scale = np.maximum.reduce([np.abs(self.score), *map(self._scale, self.entries)])
         return not self.faults and bool(np.all(np.abs(self.score - self.relevance - lost) <= self.tolerance * scale))
 
     @property
@@ -127,7 +127,7 @@ class Ledger:
         if not self.closes:
             return "The books do NOT close: relevance was lost between steps."
         share = self.relevance.sum() / self.score.sum() if self.score.sum() else 1.0
-        worst = max(map(self.relative_residual, self.entries))
+        worst = max(map(self.relative_residual, self.entries), default=0.0)
         close = f"The books close: largest residual {worst:.1e}; {share:.2%} of the score reached the input."
         meddling = [e for e in self.entries if np.any(np.abs(e.rule_loss) > self.tolerance * self._scale(e))]
         totals = [(e.name, e.rule_loss.sum()) for e in meddling]
@@ -226,7 +226,8 @@ def conservation(
 
 def _dtypes(plan: _plan.Plan) -> set[Any]:
     """The types of the numbers that relevance passes: the coarsest one says what is rounding."""
-    return {v.aval.dtype for step in plan.steps for v in (*step.inputs, *step.outputs) if v.live}
+    passed = [v for step in plan.steps for v in (*step.inputs, *step.outputs) if v.live]
+    return {v.aval.dtype for v in (plan.graph.output, *passed)}
 
 
 def _as_float64(found):

@@ -78,7 +78,7 @@ MOVES = frozenset({
     "reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "convert_element_type", "copy", "copy_p",
     "slice", "dynamic_slice", "dynamic_update_slice", "pad", "rev", "concatenate", "split", "gather", "select_n",
     "max", "min", "reduce_min", "device_put", "optimization_barrier", "sharding_constraint", "pvary", "pcast",
-    "stack", "tile", "name", "reduce_precision",
+    "stack", "tile", "name", "reduce_precision", "scatter",
 })  # fmt: skip
 """Operations that copy values to other places, or choose among them."""
 
@@ -434,7 +434,7 @@ class Route(Brief):
     For operations that only move or choose values: reshape, transpose, slice, pad, concatenate, select.
     """
 
-    fits: ClassVar[frozenset[str]] = MOVES | {"max_pool", "sort", "top_k", "cummax", "cummin", "scatter"}
+    fits: ClassVar[frozenset[str]] = MOVES | {"max_pool", "sort", "top_k", "cummax", "cummin"}
 
     def __call__(self, layer: Layer, a: Any, params: Any, R: Any) -> Any:
         return jax.vjp(lambda a: layer(a, params), a)[1](R)[0]

@@ -98,7 +98,13 @@ def test_the_books_of_a_photograph_are_shown_and_drawn(tmp_path, capsys):
 
 
 def test_every_photograph_has_files_of_its_own():
-    assert list(cli._stems(["a/p.jpg", "b/p.png", "p_2.jpg", "c/p.jpg", "q.jpg"])) == ["p", "p_3", "p_2", "p_4", "q"]
+    assert list(cli._photos._stems(["a/p.jpg", "b/p.png", "p_2.jpg", "c/p.jpg", "q.jpg"])) == [
+        "p",
+        "p_3",
+        "p_2",
+        "p_4",
+        "q",
+    ]
 
 
 def test_nothing_is_overwritten_unasked(tmp_path, capsys):

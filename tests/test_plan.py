@@ -69,7 +69,12 @@ def test_activations_hand_relevance_on_unchanged(f):
 
 
 def test_other_steps():
-    assert kinds(lambda w, x: (jnp.where(jnp.arange(4) > 1, x, 0.0) / 2.0) @ w, W, X) == ["select_n", "scale", "dense"]
+    assert kinds(lambda w, x: (jnp.where(jnp.arange(4) > 1, x, 0.0) / 2.0) @ w, W, X) == ["select_n", "dense"]
+    assert kinds(lambda w, x: (x / 2.0)[:, ::-1] @ w, W, X) == ["scale", "rev", "dense"]
+    assert kinds(lambda w, x: jnp.tanh(1.0 - (x - w[:1]) * w[1:2] / 2.0), W, X[:1]) == [
+        "scale",
+        "activation",
+    ]
     assert kinds(lambda w, x: 3.0 - x @ w, W, X) == ["dense", "shift"]
     assert kinds(lambda w, x: -(x - x[::-1]), W, X) == ["rev", "add", "scale"]
     assert kinds(lambda w, x: x.mean(1, keepdims=True) + x.max(1, keepdims=True), W, X)[-1] == "add"
@@ -82,6 +87,7 @@ def test_other_steps():
         (lambda c, x: 2 * x - c, 2 * X * 1 / (2 * X - 1)),
         (lambda c, x: c - x, -X / (1 - X)),
         (lambda c, x: x / (2 * c), np.ones_like(X)),
+        (lambda c, x: c - (c - x) / (2 * c), X / (X + 1)),
         (lambda c, x: x - x[::-1] * c, X / (X - X[::-1]) - X / (X[::-1] - X)),
     ],
 )
@@ -210,9 +216,9 @@ SIGNED = {
     "gelu": jax.nn.gelu,
     "leaky_relu": jax.nn.leaky_relu,
     "identity": lambda x: x,
-    "lowered relu": lambda x: jax.nn.relu(x) - 0.1,
+    "lowered relu": lambda x: (jax.nn.relu(x) - 0.1)[:, ::-1],
     "low maximum": lambda x: jnp.maximum(x, -1.0),
-    "negative relu": lambda x: jax.nn.relu(x) * -1.0,
+    "negative relu": lambda x: (jax.nn.relu(x) * -1.0)[:, ::-1],
 }
 
 

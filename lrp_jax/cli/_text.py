@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import lrp_jax
-from lrp_jax import cli
+from lrp_jax.cli._common import CommandError
 
 
 def add(commands) -> None:
@@ -32,7 +32,7 @@ def run(options) -> int:
     """Compares, explains, writes and prints."""
     for file in filter(None, (options.html, options.png)):
         if file.exists() and not options.overwrite:
-            raise cli.CommandError(f"{file} exists; use --overwrite to replace it, or give another name.")
+            raise CommandError(f"{file} exists; use --overwrite to replace it, or give another name.")
     target = _index(options)
     from lrp_jax import text
     from lrp_jax.models import minilm
@@ -42,7 +42,7 @@ def run(options) -> int:
         model = minilm.load(options.weights)
         scores, target, words = _explain(model, options.sentence, options.against, target)
     except (WeightsError, minilm.TextError) as error:
-        raise cli.CommandError(error) from None
+        raise CommandError(error) from None
     record = {
         "sentence": options.sentence,
         "against": [{"sentence": s, "score": score} for s, score in zip(options.against, scores, strict=True)],
@@ -59,7 +59,7 @@ def run(options) -> int:
             if file:
                 write(file)
         except OSError as error:
-            raise cli.CommandError(f"{file}: the result cannot be written ({error.strerror or error}).") from None
+            raise CommandError(f"{file}: the result cannot be written ({error.strerror or error}).") from None
     if options.json:
         print(json.dumps(record, indent=2))
         return 0
@@ -80,7 +80,7 @@ def _index(options) -> int | None:
         return others.index(target)
     if target.isdecimal() and int(target) < len(others):
         return int(target)
-    raise cli.CommandError(f"--target {target!r} is none of the sentences after --against, numbered from 0.")
+    raise CommandError(f"--target {target!r} is none of the sentences after --against, numbered from 0.")
 
 
 def _explain(model, sentence: str, others: list[str], target: int | None) -> tuple[list[float], int, Any]:

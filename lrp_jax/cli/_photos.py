@@ -1,23 +1,17 @@
-"""The command `lrp-jax`: why does the network see that in my photograph?"""
+"""The commands `lrp-jax explain` and `lrp-jax check`: why does the network see that in my photograph?"""
 
 import argparse
 import json
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lrp_jax
-from lrp_jax import _cli_text
+from lrp_jax.cli._common import CommandError, complain
 from lrp_jax.models import MODELS, load
 
 BATCH = 8
 """Photographs explained at a time."""
-
-
-class CommandError(Exception):
-    """What went wrong with one photograph or with the call, in one sentence."""
 
 
 class Photo(NamedTuple):
@@ -37,25 +31,8 @@ class Found(NamedTuple):
     relevance: Any
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 0, or 2 if anything could not be done."""
-    options = _parser().parse_args(argv)
-    try:
-        return options.run(options)
-    except CommandError as error:
-        return _complain(error)
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # the reader of our output has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lrp-jax", description="Layer-wise Relevance Propagation in JAX.")
-    parser.add_argument("--version", action="version", version=f"lrp-jax {lrp_jax.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
+def add(commands) -> None:
+    """Adds the commands to the parser's."""
     explain = commands.add_parser(
         "explain",
         help="explain what the network sees in photographs",
@@ -76,8 +53,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_common(check)
     check.set_defaults(run=_check, top=1, ends=lambda options: ("_ledger.png",))
-    _cli_text.add(commands)
-    return parser
 
 
 def _add_common(command: argparse.ArgumentParser):
@@ -103,11 +78,6 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _complain(error: Exception) -> int:
-    print(f"lrp-jax: {error}", file=sys.stderr)
-    return 2
-
-
 def _explain(options) -> int:
     model, target, photos, failed = _prepare(options)
     records = []
@@ -115,7 +85,7 @@ def _explain(options) -> int:
         try:
             records.append(_write(photo, found, model, options))
         except OSError as error:
-            failed = _complain(CommandError(f"{photo.path}: the result cannot be written ({error.strerror or error})."))
+            failed = complain(CommandError(f"{photo.path}: the result cannot be written ({error.strerror or error})."))
             continue
         if not options.json:
             _print(records[-1])
@@ -137,7 +107,7 @@ def _check(options) -> int:
             _draw(ledger, f"{Path(photo.path).name}: {options.composite}", file)
             print(f"  -> {file}\n")
         except OSError as error:
-            failed = _complain(CommandError(f"{photo.path}: the result cannot be written ({error.strerror or error})."))
+            failed = complain(CommandError(f"{photo.path}: the result cannot be written ({error.strerror or error})."))
         failed = failed or (0 if ledger.closes else 2)
     return failed
 
@@ -174,7 +144,7 @@ def _prepare(options) -> tuple[Any, int | None, list[Photo], int]:
         try:
             photos.append(_read(path, options.out / stem, model.preprocessing, options))
         except CommandError as error:
-            failed = _complain(error)
+            failed = complain(error)
     return model, target, photos, failed
 
 
@@ -256,7 +226,7 @@ def _write(photo: Photo, found: Sequence[Found], model, options) -> dict[str, An
 
     names = [model.classes[f.target][1] for f in found]
     titles = [
-        f"{name}: logit {f.logit:.2f}, relevance {f.relevance.sum():.2f}" for name, f in zip(names, found, strict=True)
+        f"{name}: logit {f.logit:.2f}, relevance {f.relevance.sum():.3g}" for name, f in zip(names, found, strict=True)
     ]
     caption = f"{model.name}, {options.composite}; each map's colours end at its own 99.5th percentile"
     figure = plot.explanation(photo.crop, [f.relevance for f in found], titles, caption)
@@ -278,5 +248,5 @@ def _write(photo: Photo, found: Sequence[Found], model, options) -> dict[str, An
 def _print(record: dict[str, Any]) -> None:
     print(record["photo"])
     for c in record["classes"]:
-        print(f"  {c['class']}: {c['probability']:.1%}, logit {c['logit']:.3f}, sum of relevance {c['relevance']:.3f}")
+        print(f"  {c['class']}: {c['probability']:.1%}, logit {c['logit']:.3f}, sum of relevance {c['relevance']:.3g}")
     print(f"  -> {', '.join(record['files'])}")

@@ -1,0 +1,34 @@
+"""The command `lrp-jax`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import lrp_jax
+from lrp_jax.cli import _photos, _text
+from lrp_jax.cli._common import CommandError, complain
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns 0, or 2 if anything could not be done."""
+    options = _parser().parse_args(argv)
+    try:
+        return options.run(options)
+    except CommandError as error:
+        return complain(error)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lrp-jax", description="Layer-wise Relevance Propagation in JAX.")
+    parser.add_argument("--version", action="version", version=f"lrp-jax {lrp_jax.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    _photos.add(commands)
+    _text.add(commands)
+    return parser

@@ -1,0 +1,217 @@
+"""Odd but legal functions: each conserves what it should, or is refused by name; none passes silently wrong."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lrp_jax
+from lrp_jax import rules
+
+pytestmark = pytest.mark.usefixtures("lenient")
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(2, 6))
+W = {name: RNG.normal(size=(6, 6)) / 2 for name in "abc"}
+relu = jax.nn.relu
+refused = lrp_jax.UncoveredOpError
+
+
+def reused(w, x):
+    for _ in range(3):
+        x = relu(x @ w["a"])
+    return x
+
+
+def tied(w, x):
+    return relu(x @ w["a"]) @ w["a"].T
+
+
+def in_place(w, x):
+    h = jnp.zeros_like(x)
+    for i in range(6):
+        h = h.at[:, i].set((x @ w["a"])[:, i])
+    return h @ w["b"]
+
+
+def scattered(w, x):
+    return (x @ w["a"])[:, jnp.array([5, 0, 0, 3])] @ w["b"][:4]
+
+
+def looked_up(w, x):
+    """An embedding, found by comparing."""
+    return (x @ w["a"]) * (jnp.arange(6) == 2) @ w["b"]
+
+
+def padded(w, x):
+    return jnp.pad(x @ w["a"], ((0, 0), (2, 1))) @ jnp.concatenate([w["b"], w["c"][:3]])
+
+
+def rolled(w, x):
+    return jnp.roll(x @ w["a"], 2, axis=1) @ w["b"]
+
+
+def stacked(w, x):
+    return jnp.einsum("kbi,ij->bj", jnp.stack([x @ w["a"], x[:, ::-1]]), w["b"])
+
+
+def median_of_three(w, x):
+    a, b, c = (x @ w[name] for name in "abc")
+    return jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
+
+
+def maxout(w, x):
+    return jnp.maximum(x @ w["a"], x @ w["b"]) @ w["c"]
+
+
+def chosen(w, x):
+    return jnp.where((x.sum(-1) > 0)[:, None], x @ w["a"], x @ w["b"])
+
+
+def abs_value(w, x):
+    return jnp.abs(x @ w["a"]) @ w["b"]
+
+
+def clipped(w, x):
+    return jnp.clip(x @ w["a"], -1, 1) @ w["b"]
+
+
+def straight_through(w, x):
+    h = x @ w["a"]
+    return (h + jax.lax.stop_gradient(jnp.round(h) - h)) @ w["b"]
+
+
+def identity(w, x):
+    return x
+
+
+def repeated(w, x):
+    return jnp.repeat(jnp.tile(x @ w["a"], 2), 2, axis=1)[:, :6] @ w["b"]
+
+
+def through_float32(w, x):
+    return (x @ w["a"]).astype(jnp.float32).astype(jnp.float64) @ w["b"]
+
+
+def skipping(w, x):
+    return x + x - relu(x @ w["a"]) - x / 2
+
+
+def cumulative(w, x):
+    return jnp.cumsum(x @ w["a"], axis=1) @ w["b"]
+
+
+def outer(w, x):
+    return jnp.einsum("bi,bj->bij", x @ w["a"], x @ w["b"]).sum(1)
+
+
+def squared(w, x):
+    return (x @ w["a"]) ** 2 @ w["b"]
+
+
+def convolved(w, x):
+    return jax.lax.conv_general_dilated(x[:, None], w["a"][:1, None], (1,), "SAME")[:, 0] @ w["b"]
+
+
+def upsampled(w, x):
+    return jax.image.resize(x @ w["a"], (len(x), 12), "linear") @ jnp.concatenate([w["b"], w["c"]])
+
+
+def segments(w, x):
+    """A graph's edges, summed at its nodes."""
+    return jax.ops.segment_sum((x @ w["a"]).T, jnp.array([0, 2, 2, 1, 0, 2]), 3).T
+
+
+def polynomial(w, x):
+    h = x @ w["a"]
+    return h * (1 + h * (0.5 + h))
+
+
+def half_precision(w, x):
+    return (x.astype(jnp.bfloat16) @ w["a"].astype(jnp.bfloat16)).astype(jnp.float64)
+
+
+def two_norms(w, x):
+    return x / jnp.linalg.norm(x) @ w["a"] / jnp.linalg.norm(w["a"])
+
+
+def dot_attention(w, x):
+    h = x.reshape(-1, 3, 2)
+    return (jax.nn.softmax(h @ h.swapaxes(1, 2)) @ h).reshape(-1, 6) @ w["a"]
+
+
+CONSERVE = [
+    reused, tied, in_place, scattered, looked_up, padded, rolled, stacked, median_of_three, maxout, chosen, abs_value,
+    clipped, identity, repeated, through_float32, skipping, cumulative, outer, squared, convolved, upsampled, segments,
+    polynomial, half_precision, two_norms,
+]  # fmt: skip
+LEAVES_SOMETHING = [straight_through, dot_attention]  # with constants; with the tangent of a softmax
+
+REFUSED = {
+    "sort": lambda w, x: jnp.sort(x @ w["a"]),
+    "argsort": lambda w, x: (x @ w["a"])[:, jnp.argsort(x[0])],
+    "median": lambda w, x: jnp.median(x @ w["a"], axis=1, keepdims=True),
+    "top_k": lambda w, x: jax.lax.top_k(x @ w["a"], 2)[0],
+    "argmax": lambda w, x: jax.nn.one_hot(jnp.argmax(x, -1), 6) @ w["a"],
+    "int": lambda w, x: jnp.floor(x @ w["a"]).astype(int).astype(float),
+    "bit trick": lambda w, x: jax.lax.bitcast_convert_type(x @ w["a"], jnp.int64).astype(float),
+    "prod": lambda w, x: jnp.prod(x @ w["a"], axis=1, keepdims=True),
+    "cumprod": lambda w, x: jnp.cumprod(x @ w["a"], axis=1),
+    "cummax": lambda w, x: jax.lax.cummax(x @ w["a"], axis=1),
+    "quotient": lambda w, x: (x @ w["a"]) / (x @ w["b"]),
+    "reciprocal": lambda w, x: w["a"][:2] / (x @ w["b"]),
+    "power": lambda w, x: jnp.abs(x @ w["a"]) ** (x @ w["b"]),
+    "angle": lambda w, x: jnp.arctan2(x @ w["a"], x @ w["b"]),
+    "logsumexp": lambda w, x: jax.nn.logsumexp(x @ w["a"], axis=1, keepdims=True),
+    "softmax at the end of logs": lambda w, x: jax.nn.log_softmax(x @ w["a"]),
+    "solve": lambda w, x: jnp.linalg.solve(w["a"] + jnp.diag(x[0]), x.T).T,
+    "eigenvalues": lambda w, x: jnp.linalg.eigvalsh(x.T @ x)[None],
+    "determinant": lambda w, x: jnp.linalg.det(x.T @ x).reshape(1, 1),
+    "fft": lambda w, x: jnp.abs(jnp.fft.rfft(x @ w["a"])),
+    "complex": lambda w, x: jnp.real(jax.lax.complex(x @ w["a"], x)),
+    "while": lambda w, x: jax.lax.while_loop(lambda h: jnp.sum(h) < 9, lambda h: h + 1, x @ w["a"]),
+    "cond": lambda w, x: jax.lax.cond(jnp.sum(x) > 0, lambda h: h, lambda h: -h, x @ w["a"]),
+    "weights of the input": lambda w, x: x @ jnp.linalg.inv(x.T @ x + jnp.eye(6)),
+    "callback": lambda w, x: jax.pure_callback(np.cbrt, jax.ShapeDtypeStruct((2, 6), np.float64), x @ w["a"]),
+    "segment maximum": lambda w, x: jax.ops.segment_max((x @ w["a"]).T, jnp.array([0, 0, 1, 1, 2, 2]), 3).T,
+}
+
+
+@pytest.mark.parametrize("fn", CONSERVE, ids=lambda fn: fn.__name__)
+def test_it_conserves(fn):
+    ledger = lrp_jax.conservation(fn, rules.Zero())(W, X, target=0)
+    assert ledger.closes, ledger.verdict
+    tolerance = {half_precision: 1e-2, through_float32: 1e-5}.get(fn, 1e-9)
+    np.testing.assert_allclose(ledger.relevance, ledger.score, rtol=tolerance)
+    one_by_one = lrp_jax.lrp(fn, rules.Zero())(W, X, target=0).sum(-1)
+    if fn is not two_norms:  # which looks across examples
+        np.testing.assert_allclose(one_by_one, ledger.relevance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("fn", LEAVES_SOMETHING, ids=lambda fn: fn.__name__)
+def test_what_it_leaves_is_in_the_books(fn):
+    ledger = lrp_jax.conservation(fn, rules.Zero())(W, X, target=0)
+    assert ledger.closes, ledger.verdict
+    assert np.abs(sum(e.lost for e in ledger.entries)).max() > 1e-3
+
+
+PIECEWISE_LINEAR = [
+    reused, tied, in_place, scattered, looked_up, padded, rolled, stacked, median_of_three, maxout, chosen, repeated,
+    skipping, cumulative, convolved, upsampled, segments,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fn", PIECEWISE_LINEAR, ids=lambda fn: fn.__name__)
+def test_lrp_0_of_a_piecewise_linear_function_is_gradient_times_input(fn):
+    found = lrp_jax.lrp(fn, rules.Zero())(W, X, target=1)
+    gradient = jax.grad(lambda x: jnp.sum(fn(W, x)[:, 1]))(X)
+    np.testing.assert_allclose(found, X * gradient, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("fn", REFUSED.values(), ids=REFUSED)
+def test_it_is_refused_by_name_and_line(fn):
+    with pytest.raises(refused, match=r"`[\w-]+` at .*test_odd_functions.py:\d+ ") as error:
+        lrp_jax.lrp(fn, rules.Zero())(W, X, target=0)
+    assert "stop_gradient" in str(error.value)
+    with pytest.raises(refused):
+        lrp_jax.plan(fn, rules.Zero())(W, X)
