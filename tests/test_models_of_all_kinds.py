@@ -24,7 +24,7 @@ KINDS = {  # of the steps that are not mere moves, and how many there are of eac
     "DenseNet": {"conv": 6, "scale": 7, "activation": 7, "avg_pool": 2, "sum": 1, "dense": 1},
     "MobileNetV2": {"conv": 9, "activation": 6, "add": 2, "sum": 1, "dense": 1},
     "EfficientNet": {"conv": 1, "activation": 1, "gate": 1, "sum": 1, "dense": 1},
-    "LSTM, both directions": {"dense": 16, "gate": 22, "add": 14, "activation": 18},
+    "LSTM, both directions": {"dense": 16, "gate": 22, "shift": 2, "add": 14, "activation": 18},
 }
 
 
