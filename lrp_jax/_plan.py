@@ -93,7 +93,7 @@ def make_plan(graph: Graph, composite: Composite) -> Plan:
             "the output does not depend on the explained argument, so there is nothing to explain; "
             "check argnum, and stop_gradient in the function."
         )
-    steps = steps_of(graph)
+    steps = steps_of(graph, merge=composite.merge)
     _name(steps)
     for step, rule in zip(steps, composite.assign(steps), strict=True):
         step.rule = rule or step.rule or DEFAULTS.get(step.kind)

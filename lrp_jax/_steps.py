@@ -66,8 +66,11 @@ class Step:
         return self.kind in (rules.LINEAR | {"max_pool"}) and len(self.inputs) == 1
 
 
-def steps_of(graph: Graph) -> list[Step]:
-    """The steps that relevance takes through a graph, in the order of the forward pass, without names and rules."""
+def steps_of(graph: Graph, *, merge: bool = True) -> list[Step]:
+    """The steps that relevance takes through a graph, in the order of the forward pass, without names and rules.
+
+    With `merge`, what is done to features beside a contraction, as by an evaluated BatchNorm, is merged into it.
+    """
     steps: dict[Op, Step] = {}  # by last operation
     taken: set[Op] = set()
     for label, entry, ops in _regions.activations(graph):
@@ -81,10 +84,11 @@ def steps_of(graph: Graph) -> list[Step]:
     gates = {v for v, (low, high) in bounds.items() if low >= 0 and high <= 1}
     for op in graph.ops:
         if op.live and op not in taken:
-            step = _step(graph, op, taken, gates)
+            step = _step(graph, op, taken, gates, merge)
             steps[step.ops[-1]] = step
             taken.update(step.ops)
-    return relevant(_merged_before(graph, [steps[op] for op in graph.ops if op in steps]), graph.output)
+    ordered = [steps[op] for op in graph.ops if op in steps]
+    return relevant(_merged_before(graph, ordered) if merge else ordered, graph.output)
 
 
 def relevant(steps: Sequence[Step], output: Value) -> list[Step]:
@@ -98,12 +102,12 @@ def relevant(steps: Sequence[Step], output: Value) -> list[Step]:
     return kept[::-1]
 
 
-def _step(graph: Graph, op: Op, taken: set[Op], gates: Collection[Value]) -> Step:
+def _step(graph: Graph, op: Op, taken: set[Op], gates: Collection[Value], merge: bool) -> Step:
     match op.name, len(op.live_inputs), len(op.dead_inputs):
         case "dot_general", 1, 1:
-            return _weighted(graph, op, "dense", taken)
+            return _weighted(graph, op, "dense", taken, merge)
         case "conv_general_dilated", 1, 1:
-            return _weighted(graph, op, "conv", taken)
+            return _weighted(graph, op, "conv", taken, merge)
         case "dot_general", 2, 0:
             return _product(op, "attention", "matmul", gates)
         case "mul", 2, 0:
@@ -181,10 +185,11 @@ def _marked(op: Op, known: Marked) -> Step:
     return Step(MARKED, known.name, [op], inputs, layer, params, name=known.name, rule=known.rule)
 
 
-def _weighted(graph: Graph, op: Op, kind: str, taken: set[Op]) -> Step:
+def _weighted(graph: Graph, op: Op, kind: str, taken: set[Op], merge: bool) -> Step:
     """A contraction with the constant it multiplies, and the constants next added to or multiplied with its features.
 
-    So a bias becomes part of the layer, and an evaluated BatchNorm is merged into it. Reshapes may stand before biases.
+    So a bias becomes part of the layer, and an evaluated BatchNorm is merged into it; without `merge` just one constant
+    that is added, the bias. Reshapes may stand before biases.
     """
     (x,), (weight,) = op.live_inputs, op.dead_inputs
     body = [op]
@@ -192,9 +197,9 @@ def _weighted(graph: Graph, op: Op, kind: str, taken: set[Op]) -> Step:
         body.append(user)
     axes = _feature_axes(op, weight) if len(body) == 1 else {}  # after a reshape, features are not told apart
     ops = list(body)
-    while user and user not in taken and _affine(user, axes):
+    while user and user not in taken and _affine(user, axes) and (merge or user.name in ("add", "add_any")):
         ops.append(user)
-        user = graph.sole_user(user.output)
+        user = graph.sole_user(user.output) if merge else None
     constants = ops[len(body) :]
     if not constants:
         body = ops = [op]

@@ -112,9 +112,9 @@ class Graph:
     decided: list[Op]
 
     def sole_user(self, value: Value) -> Op | None:
-        """The one live operation that reads the value, if there is just one and it is not the result."""
-        users = [op for op in self.users.get(value, []) if op.live]
-        return users[0] if len(users) == 1 and value is not self.output else None
+        """The one operation that reads the value, if there is just one, it is live, and the value is not the result."""
+        users = self.users.get(value, [])
+        return users[0] if len(users) == 1 and users[0].live and value is not self.output else None
 
 
 def arranged(

@@ -130,15 +130,24 @@ class Composite:
 
     Attributes:
         entries: pairs of selector and rule.
+        merge: whether factors and sums by feature, such as an evaluated BatchNorm's, are merged into the layers beside
+            them before rules apply; else they are steps of kind `scale`.
     """
 
     entries: tuple[tuple[Selector, rules.Rule], ...]
+    merge: bool = True
 
-    def __init__(self, entries: Iterable[tuple[Selector, rules.Rule]]):
+    def __init__(self, entries: Iterable[tuple[Selector, rules.Rule]], *, merge: bool = True):
         object.__setattr__(self, "entries", tuple(map(_checked, entries)))
+        object.__setattr__(self, "merge", merge)
 
     def __add__(self, other: "Composite | Iterable[tuple[Selector, rules.Rule]]") -> "Composite":
-        return Composite(self.entries + as_composite(other).entries)
+        other = as_composite(other)
+        return Composite(self.entries + other.entries, merge=self.merge and other.merge)
+
+    def unmerged(self) -> "Composite":
+        """The same without merging: an evaluated BatchNorm is a step of its own."""
+        return Composite(self.entries, merge=False)
 
     def __str__(self) -> str:
         rows = [(f'"{s}"' if isinstance(s, str) else str(s), str(rule)) for s, rule in self.entries]

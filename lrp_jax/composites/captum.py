@@ -1,5 +1,6 @@
 """captum's rules: a signed stabilizer of 1e-9; gamma and z+ modify weights, whatever the sign of inputs, not biases.
 
+An evaluated BatchNorm is a layer of its own.
 `lrp()` is captum's default, the epsilon rule everywhere; give single layers another rule by adding to it.
 """
 
@@ -36,4 +37,4 @@ def _bias(set_to_zero: bool) -> str:
 def lrp(rule: rules.Rule | None = None) -> Composite:
     """`LRP(model)`: the epsilon rule for everything that is no activation, or another rule for layers with weights."""
     every = kind(*sorted(rules.LINEAR | {"max_pool"}))
-    return Composite([(every, epsilon_rule()), (kind(*WEIGHTED), rule or epsilon_rule())])
+    return Composite([(every, epsilon_rule()), (kind(*WEIGHTED), rule or epsilon_rule())], merge=False)

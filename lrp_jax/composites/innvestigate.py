@@ -1,6 +1,7 @@
 """innvestigate's analyzers: 1e-7 only where a denominator is zero, alpha-beta with the whole bias on both sides.
 
-The epsilon rule's stabilizer is signed. Relevance starts from the output itself: `output=outputs.logit`.
+The epsilon rule's stabilizer is signed. An evaluated BatchNorm is a layer of its own, explained by the same rule.
+Relevance starts from the output itself: `output=outputs.logit`.
 """
 
 from lrp_jax import rules
@@ -10,7 +11,8 @@ _EPS = rules.Stabilizer(1e-7, mode="at_zero")
 
 
 def _everywhere(rule: rules.Rule) -> Composite:
-    return Composite([(kind("sum", "avg_pool", "add"), rules.Norm(_EPS)), (kind(*WEIGHTED), rule)])
+    shares = kind("sum", "avg_pool", "add")
+    return Composite([(shares, rules.Norm(_EPS)), (kind(*WEIGHTED, "scale", "shift"), rule)], merge=False)
 
 
 def _bias(kept: bool) -> str:

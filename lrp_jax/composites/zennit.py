@@ -1,6 +1,8 @@
 """zennit's composites: signed stabilizers of 1e-6 everywhere, biases absorbed, gamma generalized to any input.
 
-zennit usually starts relevance from 1 at the explained class: `output=outputs.one_hot`.
+BatchNorm is merged into the layer beside it, as by zennit's canonizers; `epsilon_plus().unmerged()` hands its relevance
+on unchanged, as zennit does without them. zennit usually starts relevance from 1 at the explained class:
+`output=outputs.one_hot`.
 """
 
 from typing import Any
@@ -15,6 +17,7 @@ def _layers(conv: rules.LinearRule, epsilon: Eps, stabilizer: Eps, *, zero_bias:
     bias = "ignore" if zero_bias else "absorb"
     return Composite([
         (kind("sum", "avg_pool", "add"), rules.Norm(stabilizer)),
+        (kind("scale", "shift"), rules.Pass()),
         (kind("conv"), conv),
         (kind("dense"), rules.Epsilon(epsilon, bias=bias)),
     ])  # fmt: skip
