@@ -2,7 +2,7 @@
 
     python docs/coverage.py [PYTHON ...]
 
-Each PYTHON is another interpreter with another JAX, in which lrp_jax, equinox and flax are installed.
+Each PYTHON is another interpreter with another JAX, in which lrp_jax, dm-haiku and equinox are installed.
 """
 
 import collections

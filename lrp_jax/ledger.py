@@ -159,15 +159,17 @@ def conservation(
     argnum: int | Sequence[int] = -1,
     select: Callable[[Any], jax.Array] | str | int | None = None,
     output: Callable[[jax.Array, jax.Array], jax.Array] = outputs.logit,
+    batched: Sequence[int] = (),
 ) -> Callable[..., Ledger]:
     """Keeps the books of `lrp(fn, composite)`.
 
     For each step and example, received = passed + bias + stabilizer + zeros + constants + by rule, see `LOSSES`. Each
-    example is explained by itself, along the first axis of the explained argument; all other arguments are the same
-    for all examples, none of them may count examples.
+    example is explained by itself, along the first axis of the explained argument.
 
     Args:
         fn, composite, argnum, select, output: as for `lrp`.
+        batched: which other arguments count examples along their first axis, too, such as a mask; the rest are the same
+            for all examples.
 
     Returns:
         A function of `fn`'s arguments, with `target` and `relevance` as for `lrp`, that returns a `Ledger`.
@@ -181,12 +183,12 @@ def conservation(
     composite, output = as_composite(composite), outputs.checked(output)
     fn, argnum, arrange = _trace.arranged(fn, argnum, select)
 
-    @jax.jit
-    def compiled(args, target, relevance):
-        def of_one(x, target, relevance):
-            x, target, relevance = jax.tree.map(lambda v: v[None], (x, target, relevance))
-            single = [x if i == argnum % len(args) else arg for i, arg in enumerate(args)]
-            plan = _plan.make_plan(_trace.trace(fn, single, argnum), composite)
+    @functools.partial(jax.jit, static_argnums=0)
+    def compiled(axes, args, target, relevance):
+        def of_one(args, target, relevance):
+            args = [arg if axis is None else _alone(arg) for arg, axis in zip(args, axes, strict=True)]
+            target, relevance = _alone((target, relevance))
+            plan = _plan.make_plan(_trace.trace(fn, args, argnum), composite)
             steps = tuple((step.name, step.kind, rules.name(step.rule)) for step in plan.steps)
             line = jnp.zeros(len(_TERMS), np.promote_types(plan.graph.output.aval.dtype, jnp.float32))
             blank = dict.fromkeys(range(len(steps)), line)
@@ -196,32 +198,63 @@ def conservation(
                 def carry(step):
                     return lambda a, params: _with_books(step)(a, params, entries[number[id(step)]])
 
-                return run(plan, single, argnum, x, carry=carry)
+                return run(plan, args, argnum, x, carry=carry)
 
-            logits, back = jax.vjp(forward, x, blank)
+            logits, back = jax.vjp(forward, args[argnum], blank)
+            if logits.shape[:1] != (1,):
+                raise ValueError(
+                    f"for one example the function returned logits of shape {logits.shape}; expected one row."
+                )
             R = start(output, logits, target, relevance)
             found, entries = back(R)
             sums = [rules.amount(R), *(_total(f, found) for f in (jnp.positive, jnp.abs, _negative_part))]
             resolution = max(jnp.finfo(dtype).eps for dtype in _dtypes(plan))
             return jnp.stack(sums), list(entries.values()), Static((steps, logits.shape, float(resolution)))
 
-        return jax.vmap(of_one)(args[argnum], target, relevance)
+        return jax.vmap(of_one, in_axes=(axes, 0, 0))(args, target, relevance)
 
     def books(*args, target=None, relevance=None):
+        along = arrange(_axes(batched, len(args)))
         args = arrange(args)
         target = check(args, argnum, target, relevance)
         if any(np.ndim(leaf) < 2 for leaf in jax.tree.leaves(args[argnum])):
             raise ValueError("conservation explains examples along the first axis; for a single one pass x[None].")
         examples = len(jax.tree.leaves(args[argnum])[0])
+        axes = tuple(0 if i == argnum % len(args) else axis for i, axis in enumerate(along))
+        for arg, axis in zip(args, axes, strict=True):
+            if axis == 0 and any(np.shape(leaf)[:1] != (examples,) for leaf in jax.tree.leaves(arg)):
+                shapes = ", ".join(str(np.shape(leaf)) for leaf in jax.tree.leaves(arg))
+                raise ValueError(
+                    f"a batched argument has shape {shapes}; expected {examples} examples first, as explained."
+                )
         if target is not None and np.ndim(target) == 0:
             target = np.full(examples, target)
-        (score, reached, mass, negative), entries, known = _as_float64(compiled(args, target, relevance))
+        try:
+            found = compiled(axes, args, target, relevance)
+        except (TypeError, ValueError) as e:
+            others = [arg for arg, axis in zip(args, axes, strict=True) if axis is None]
+            if any(np.shape(leaf)[:1] == (examples,) for leaf in jax.tree.leaves(others)):
+                e.add_note("conservation takes examples one by one; name other arguments that count them in `batched`.")
+            raise
+        (score, reached, mass, negative), entries, known = _as_float64(found)
         steps, shape, resolution = known.value
         check_range(target, shape)
         entries = [Entry(*step, *terms) for step, terms in zip(steps, entries, strict=True)]
         return Ledger(tuple(entries), score, reached, mass, negative, tolerance=min(64 * resolution, 0.02))
 
     return books
+
+
+def _axes(batched: Sequence[int], count: int) -> tuple[int | None, ...]:
+    """For each of `count` arguments, 0 if it counts examples, else None."""
+    if not all(-count <= n < count for n in batched):
+        raise IndexError(f"batched={tuple(batched)}, but the function was called with {count} arguments.")
+    return tuple(0 if i in {n % count for n in batched} else None for i in range(count))
+
+
+def _alone(tree: Any) -> Any:
+    """One example as a batch of one."""
+    return jax.tree.map(lambda v: v[None], tree)
 
 
 def _dtypes(plan: _plan.Plan) -> set[Any]:

@@ -171,6 +171,31 @@ def test_each_example_has_its_own_books():
             np.testing.assert_allclose([a.received[i], a.bias[i]], [b.received[0], b.bias[0]], rtol=1e-10, atol=1e-13)
 
 
+def test_other_arguments_may_count_examples_too():
+    rng = np.random.default_rng(0)
+    params, x, mask = rng.normal(size=(4, 2)), rng.normal(size=(3, 5, 4)), rng.uniform(size=(3, 5)) < 0.6
+
+    def fn(mask, params, x):
+        shares = mask.astype(x.dtype) / mask.sum(1, keepdims=True).astype(x.dtype)
+        return jnp.einsum("ntf,nt->nf", x, shares) @ params
+
+    together = lrp_jax.conservation(fn, rules.Epsilon(), batched=(0,))(mask, params, x)
+    for i in range(3):
+        R = lrp_jax.lrp(fn, rules.Epsilon())(mask[i : i + 1], params, x[i : i + 1])
+        np.testing.assert_allclose(together.relevance[i], R.sum(), rtol=1e-10)
+    assert together.closes
+    of_several = lrp_jax.conservation(fn, rules.Epsilon(), argnum=(2,), batched=(-3,))
+    np.testing.assert_allclose(of_several(mask, params, x).relevance, together.relevance)
+    books = lrp_jax.conservation(fn, rules.Epsilon())
+    with pytest.raises(ValueError, match=r"for one example the function returned logits of shape \(3, 2\)") as caught:
+        books(mask, params, x)
+    assert "in `batched`" in caught.value.__notes__[-1]
+    with pytest.raises(IndexError, match=r"batched=\(3,\), but the function was called with 3"):
+        lrp_jax.conservation(fn, rules.Epsilon(), batched=(3,))(mask, params, x)
+    with pytest.raises(ValueError, match=r"\(2, 5\); expected 3 examples first"):
+        lrp_jax.conservation(fn, rules.Epsilon(), batched=(0,))(mask[:2], params, x)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
 def test_low_precision_closes_to_its_own_rounding(dtype):
     params = jax.tree.map(lambda p: jnp.asarray(p, dtype), cnn_params())

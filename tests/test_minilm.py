@@ -131,7 +131,7 @@ def test_relevance_of_words_keeps_the_similarity(folder, promotion):
     one = params, words[2:, :3], tokens.mask[2:, :3], others
     alone = lrp_jax.lrp(model.similarity, epsilon_plus(), argnum=1)(*one, target=1)
     np.testing.assert_allclose(R[2:, :3], alone, rtol=1e-6, atol=1e-9)
-    assert lrp_jax.conservation(model.similarity, epsilon_plus(), argnum=1)(*one, target=1).closes
+    assert lrp_jax.conservation(model.similarity, epsilon_plus(), argnum=1, batched=(2,))(*arguments, target=1).closes
 
 
 def test_sentences_that_cannot_be_read_are_explained(folder, tmp_path, monkeypatch):

@@ -24,6 +24,15 @@ KINDS = {  # of the steps that are not mere moves, and how many there are of eac
     "DenseNet": {"conv": 6, "scale": 7, "activation": 7, "avg_pool": 2, "sum": 1, "dense": 1},
     "MobileNetV2": {"conv": 9, "activation": 6, "add": 2, "sum": 1, "dense": 1},
     "EfficientNet": {"conv": 1, "activation": 1, "gate": 1, "sum": 1, "dense": 1},
+    "CNN with LayerNorm": {
+        "conv": 1,
+        "activation": 2,
+        "max_pool": 1,
+        "center": 1,
+        "normalization": 1,
+        "scale": 1,
+        "dense": 2,
+    },
     "LSTM, both directions": {"dense": 16, "gate": 22, "shift": 2, "add": 14, "activation": 18},
 }
 

@@ -180,6 +180,33 @@ def test_batch_norm_merged_by_hand_gives_the_same_relevance():
         np.testing.assert_allclose(lrp_jax.lrp(fn, c)((*params, norms), x, target=1), expected, rtol=1e-10, atol=1e-12)
 
 
+def test_without_merging_batch_norm_is_a_step_of_its_own():
+    rng = np.random.default_rng(0)
+    norm = {k: f(rng.normal(size=(1, 1, 1, 4))) for k, f in MOMENTS.items()}
+    params, x = (cnn_params()["conv1"], norm), images()
+
+    def apply_conv(p, x):
+        z = jax.lax.conv_general_dilated(x, p["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return z + p["bias"].reshape(1, 1, 1, -1)
+
+    def fn(params, x):
+        return batch_norm(params[1], apply_conv(params[0], x))
+
+    R = rng.normal(size=(3, 8, 8, 4))
+    z = apply_conv(params[0], x)
+    scaled = z * (norm["scale"] / np.sqrt(norm["var"] + 1e-5))
+    zennit, innvestigate = composites.zennit.epsilon_plus(), composites.innvestigate.lrp_z()
+    for composite, R_conv in [(zennit, R), (innvestigate, scaled / batch_norm(norm, z) * R)]:
+        steps = lrp_jax.plan(fn, composite.unmerged())(params, x).steps
+        assert [step.kind for step in steps] == ["conv", "scale"]
+        relevance = lrp_jax.lrp(fn, composite.unmerged())(params, x, relevance=R)
+        expected = lrp_jax.lrp(apply_conv, composite)(params[0], x, relevance=R_conv)
+        np.testing.assert_allclose(relevance, expected, rtol=1e-10, atol=1e-12)
+    assert innvestigate.unmerged() == innvestigate
+    assert zennit.merge
+    assert not (zennit + innvestigate).merge
+
+
 @pytest.mark.parametrize("expression", ["nlc,cd->nld", "nlc,dc->nld", "cd,nlc->dnl", "nlc,cde->nlde"])
 def test_factors_are_laid_along_the_right_axes_of_weights(expression):
     (left, right), out = expression.split("->")[0].split(","), expression.split("->")[1]

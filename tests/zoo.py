@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -240,8 +241,21 @@ def _equinox() -> Network:
     return Network("Equinox", lambda arrays, x: jax.vmap(eqx.combine(arrays, static))(x), _as_trained(arrays), x)
 
 
+def _haiku() -> Network:
+    import haiku as hk
+
+    def network(x, is_training):
+        x = jax.nn.relu(hk.BatchNorm(True, True, 0.9)(hk.Conv2D(4, 3)(x), is_training))
+        x = hk.LayerNorm(-1, True, True)(hk.Flatten()(hk.MaxPool((2, 2, 1), (2, 2, 1), "SAME")(x)))
+        return hk.nets.MLP([8, 3])(x)
+
+    model = hk.without_apply_rng(hk.transform_with_state(network))
+    x = np.asarray(jax.random.normal(jax.random.key(1), (2, 8, 8, 2), jnp.float64))
+    variables = model.init(jax.random.key(0), x, True)
+    return Network("Haiku", lambda variables, x: model.apply(*variables, x, False)[0], _as_trained(variables), x)
+
+
 def _plain() -> Network:
-    """As Haiku's `transform` gives it: a function of a dict of dicts."""
     key = jax.random.key(0)
     params = {f"linear_{i}": {"w": jax.random.normal(jax.random.fold_in(key, i), shape), "b": jnp.zeros(shape[1])}
               for i, shape in enumerate([(6, 8), (8, 8), (8, 3)])}  # fmt: skip
@@ -289,4 +303,4 @@ NETWORKS: dict[str, Callable[[], Network]] = {
     "CNN with attention": _nnx,
     "MLP with LayerNorm": _equinox,
     "MLP of functions": _plain,
-}
+} | ({"CNN with LayerNorm": _haiku} if importlib.util.find_spec("haiku") else {})
