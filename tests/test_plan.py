@@ -203,6 +203,14 @@ def test_without_merging_batch_norm_is_a_step_of_its_own():
         expected = lrp_jax.lrp(apply_conv, composite)(params[0], x, relevance=R_conv)
         np.testing.assert_allclose(relevance, expected, rtol=1e-10, atol=1e-12)
     assert innvestigate.unmerged() == innvestigate
+    x_plus, b = np.maximum(z, 0), batch_norm(norm, 0)
+    factor, shares = scaled / z, lambda w, b: x_plus * w / np.where((y := x_plus * w + b) == 0, 1e-7, y)
+    sides = [(f(factor, 0), f(b, 0)) for f in (np.maximum, np.minimum)]
+    R_conv = (2 * shares(*sides[0]) - shares(*sides[1])) * R
+    preset = composites.innvestigate.lrp_sequential_preset_b()
+    expected = lrp_jax.lrp(apply_conv, preset)(params[0], x, relevance=R_conv)
+    np.testing.assert_allclose(lrp_jax.lrp(fn, preset)(params, x, relevance=R), expected, rtol=1e-10, atol=1e-12)
+    assert lrp_jax.conservation(fn, preset)(params, x, relevance=R).closes
     assert zennit.merge
     assert not (zennit + innvestigate).merge
 
@@ -315,6 +323,12 @@ def test_layers_are_selected_by_position_and_predicate():
     assert at(first()) == ["conv1"]
     assert at(last()) == ["fc2"]
     assert at(last("conv")) == ["conv3"]
+    assert at(first("conv", count=2)) == ["conv1", "conv2"]
+    assert at(last(count=3)) == ["conv3", "fc1", "fc2"]
+    assert at(first(count=9)) == ["conv1", "conv2", "conv3", "fc1", "fc2"]
+    assert (str(first(count=2)), str(last("conv"))) == ("first(count=2)", 'last("conv")')
+    with pytest.raises(ValueError, match="count must be 1 or more"):
+        first(count=0)
     assert at(depth(0, 0.5)) == ["conv1", "conv2", "conv3"]
     assert at(depth(0.5, 1, "conv")) == ["conv2", "conv3"]
     assert at(lambda step: step.kind == "dense" and step.out_shape[-1] == 3) == ["fc2"]

@@ -64,17 +64,31 @@ class Position:
 
 @dataclasses.dataclass(frozen=True)
 class End:
-    """Selects the first (index 0) or last (index -1) step of some kinds."""
+    """Selects the first or the last steps of some kinds.
+
+    Attributes:
+        kinds: the kinds counted; no other step is selected.
+        from_input: whether the first ones, counted from the input, or the last ones.
+        count: how many.
+    """
 
     kinds: tuple[str, ...]
-    index: int
+    from_input: bool
+    count: int = 1
+
+    def __post_init__(self):
+        if self.count < 1:
+            raise ValueError(f"{self}: count must be 1 or more.")
 
     def __str__(self) -> str:
-        return f"{'last' if self.index else 'first'}({'' if self.kinds == WEIGHTED else _quoted(self.kinds)})"
+        given = [_quoted(self.kinds)] * (self.kinds != WEIGHTED) + [f"count={self.count}"] * (self.count != 1)
+        return f"{'first' if self.from_input else 'last'}({', '.join(given)})"
 
     def among(self, steps: Sequence[Step]) -> list[Step]:
-        """The step selected, if there is one."""
-        return [step for uses in _layers(steps, self.kinds)[self.index :][:1] for step in uses]
+        """The steps selected, as many as there are."""
+        layers = _layers(steps, self.kinds)
+        chosen = layers[: self.count] if self.from_input else layers[-self.count :]
+        return [step for uses in chosen for step in uses]
 
 
 def _layers(steps: Sequence[Step], kinds: tuple[str, ...]) -> list[list[Step]]:
@@ -104,14 +118,14 @@ def kind(*kinds: str) -> Position:
     return Position(kinds)
 
 
-def first(*kinds: str) -> End:
-    """The first layer of these kinds, by default of those with weights."""
-    return End(kinds or WEIGHTED, 0)
+def first(*kinds: str, count: int = 1) -> End:
+    """The first layer of these kinds, by default of those with weights; or the first few."""
+    return End(kinds or WEIGHTED, True, count)
 
 
-def last(*kinds: str) -> End:
-    """The last layer of these kinds, by default of those with weights."""
-    return End(kinds or WEIGHTED, -1)
+def last(*kinds: str, count: int = 1) -> End:
+    """The last layer of these kinds, by default of those with weights; or the last few."""
+    return End(kinds or WEIGHTED, False, count)
 
 
 def depth(low: float, high: float, *kinds: str) -> Position:

@@ -1,13 +1,35 @@
 """innvestigate's analyzers: 1e-7 only where a denominator is zero, alpha-beta with the whole bias on both sides.
 
-The epsilon rule's stabilizer is signed. An evaluated BatchNorm is a layer of its own, explained by the same rule.
-Relevance starts from the output itself: `output=outputs.logit`.
+The epsilon rule's stabilizer is signed. An evaluated BatchNorm is a layer of its own, explained by the same rule, or
+in the sequential presets by one of its own. Relevance starts from the output itself: `output=outputs.logit`.
 """
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
 
 from lrp_jax import rules
 from lrp_jax.composites._composite import WEIGHTED, Composite, first, kind
 
 _EPS = rules.Stabilizer(1e-7, mode="at_zero")
+
+
+@dataclasses.dataclass(frozen=True)
+class AlphaBetaX(rules.LinearRule):
+    """`AlphaBetaX2m100`: positive inputs alone, 2 a+ w+ / sum(a+ w+ + b+) - a+ w- / sum(a+ w- + b-)."""
+
+    eps: float | rules.Stabilizer = dataclasses.field(default=_EPS, kw_only=True)
+
+    def __call__(self, layer, a, params, R):
+        a = jnp.maximum(a, 0)
+        excite = self.steps(layer, [(a, rules.positive(params))], 2 * R)
+        return excite + self.steps(layer, [(a, rules.negative(params))], -R)
+
+
+def bounded_rule(low: Any, high: Any) -> rules.ZBox:
+    """`Bounded`: the z^B rule, to be added for the `first()` layer."""
+    return rules.ZBox(low, high, eps=_EPS)
 
 
 def _everywhere(rule: rules.Rule) -> Composite:
@@ -59,8 +81,14 @@ def lrp_z_plus() -> Composite:
     return lrp_alpha_1_beta_0(bias=False)
 
 
+def lrp_z_plus_fast() -> Composite:
+    """`lrp.z_plus_fast`: positive weights with inputs as they are, for networks whose inputs are never negative."""
+    return _everywhere(rules.ZPlus(nonnegative=True, eps=_EPS, bias="ignore"))
+
+
 def _preset(alpha: float, beta: float, epsilon: float) -> Composite:
-    return lrp_alpha_beta(alpha, beta) + [(kind("dense"), rules.Epsilon(epsilon))]
+    dense, norm = (kind("dense"), rules.Epsilon(epsilon)), (kind("scale", "shift"), AlphaBetaX())
+    return lrp_alpha_beta(alpha, beta) + [dense, norm]
 
 
 def lrp_sequential_preset_a(epsilon: float = 0.1) -> Composite:
@@ -81,3 +109,9 @@ def lrp_sequential_preset_a_flat(epsilon: float = 0.1) -> Composite:
 def lrp_sequential_preset_b_flat(epsilon: float = 0.1) -> Composite:
     """`lrp.sequential_preset_b_flat`: preset B, and the flat rule for the first layer."""
     return lrp_sequential_preset_b(epsilon) + [(first(), rules.Flat(eps=_EPS))]
+
+
+def lrp_sequential_preset_b_flat_until_idx(until_layer_idx: int, epsilon: float = 0.1) -> Composite:
+    """`lrp.sequential_preset_b_flat_until_idx`: preset B; flat up to that layer, of those with weights."""
+    until = first(count=until_layer_idx + 1)
+    return lrp_sequential_preset_b_flat(epsilon) + [(until, rules.Flat(eps=_EPS))]
