@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrp_jax import _joins, _regions, _signs, rules
+from lrp_jax import _joins, _pool, _regions, _signs, rules
 from lrp_jax._trace import Graph, Op, Value, evaluate
 from lrp_jax.marker import Marked, marked
 
@@ -322,8 +322,15 @@ def _exponential(graph: Graph, value: Value) -> bool:
 def _max_pool(op: Op) -> Step:
     """A max-pool, with the average over the same windows beside it."""
     (x,) = op.inputs
-    layer, params = _function([op], [x])
+    function, params = _function([op], [x])
     sizes = op.eqn.params
+    pool = lambda a: function(a, ())
+    if _tiling(op):
+        pool = _pool.side_by_side(pool, tuple(sizes["window_dimensions"]))
+
+    def layer(a, params):
+        del params
+        return pool(a)
 
     def average(a, params):
         del params
@@ -337,6 +344,17 @@ def _max_pool(op: Op) -> Step:
 
     layer.average = average  # pyright: ignore[reportFunctionMemberAccess]
     return Step("max_pool", op.name, [op], [x], layer, params)
+
+
+def _tiling(op: Op) -> bool:
+    """Whether the windows of a pool lie side by side."""
+    sizes = op.eqn.params
+    return (
+        op.name == "reduce_window_max"
+        and sizes["window_dimensions"] == sizes["window_strides"]
+        and {*sizes["base_dilation"], *sizes["window_dilation"]} == {1}
+        and not any(low or high for low, high in sizes["padding"])
+    )
 
 
 def _total(graph: Graph, op: Op, kind: str) -> Step:

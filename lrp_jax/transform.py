@@ -43,11 +43,14 @@ def lrp(
 
     Returns:
         `explain(*args, target=None, relevance=None)`, compiled on its first call for each set of shapes.
-        `target` is an int, or an array of ints of the logits' leading shape; None explains the highest logit of each
-        example. `relevance`, shaped as the logits, takes the place of `output(logits, target)`. The result has the
+        `target` is an int, or an array of ints of the logits' leading shape (...); None explains the highest logit of
+        each example. `relevance`, shaped as the logits, takes the place of `output(logits, target)`. The result has the
         explained argument's shape and dtype; it is a tuple if `argnum` is one. With `layers=True` it is a pair: that,
         and a dict in forward order from the name of each layer to the relevance at its input, and from `output` to
         where relevance started.
+        Several classes are explained at once, the forward pass shared, if one more axis counts them in front: `target`
+        of shape (T, ...), as `np.arange(10)[:, None]` for each example's first ten, or `relevance` (T, ..., K). So has
+        the result.
         A `target` that is out of range raises IndexError; one in a `jax.Array`, which is not looked into, makes the
         relevance NaN.
 
@@ -68,7 +71,7 @@ def lrp(
         taps = OrderedDict((step.name, _compat.zeros(step.inputs[0].aval)) for step in named)
         logits, back = jax.vjp(lambda x, taps: run(plan, args, argnum, x, taps=taps), args[argnum], taps)
         R = start(output, logits, target, relevance)
-        found, at_layers = back(R)
+        found, at_layers = back(R) if R.ndim == logits.ndim else jax.vmap(back)(R)  # what does not need R is shared
         at_layers[_plan.OUTPUT] = R
         return (found, at_layers) if layers else found, Static(logits.shape)
 
@@ -155,11 +158,17 @@ class Static:
 
 
 def start(output: Callable, logits: jax.Array, target: Any, relevance: Any) -> jax.Array:
-    """Where relevance starts: what was given, or the output function of the target; NaN where that is no class."""
+    """Where relevance starts: what was given, or the output function of the target; NaN where that is no class.
+
+    It is shaped as the logits, or has one more axis in front where several targets are explained.
+    """
     if relevance is not None:
         relevance = jnp.asarray(relevance)
-        if relevance.shape != logits.shape:
-            raise ValueError(f"relevance has shape {relevance.shape}; expected the logits' {logits.shape}.")
+        if logits.shape not in (relevance.shape, relevance.shape[1:]):
+            raise ValueError(
+                f"relevance has shape {relevance.shape}; expected the logits' {logits.shape}, with an axis in front to"
+                " explain several at once."
+            )
         return relevance.astype(logits.dtype)
     if logits.ndim == 0:
         raise ValueError(
@@ -169,8 +178,14 @@ def start(output: Callable, logits: jax.Array, target: Any, relevance: Any) -> j
     batch = logits.shape[:-1]
     if not jnp.issubdtype(target.dtype, jnp.integer):
         raise TypeError(f"target must be an int or an array of ints, one for each example; got dtype {target.dtype}.")
+    if target.ndim == len(batch) + 1 and all(n in (1, m) for n, m in zip(target.shape[1:], batch, strict=True)):
+        targets = jnp.broadcast_to(target, (len(target), *batch))
+        return jax.vmap(lambda target: start(output, logits, target, None))(targets)
     if target.shape not in ((), batch):
-        raise ValueError(f"target has shape {target.shape}; expected () or {batch}, one class for each example.")
+        raise ValueError(
+            f"target has shape {target.shape}; expected () or {batch}, one class for each example, with an axis"
+            " in front to explain several for each."
+        )
     target = jnp.broadcast_to(target.astype(jnp.int32), batch)  # a narrow type cannot count all classes
     R = output(logits, target)
     if jnp.shape(R) != logits.shape:

@@ -6,7 +6,7 @@ import pytest
 
 import lrp_jax
 from lrp_jax import composites, rules
-from lrp_jax.composites import kind
+from lrp_jax.composites import first, kind
 from lrp_jax.models.vgg import VGG
 
 pytestmark = pytest.mark.slow
@@ -45,3 +45,18 @@ def test_operations(network, gradient, composite, layers, most):
     apply, params, x = network
     cost = flops(lrp_jax.lrp(apply, composite, layers=layers), params, x) / gradient
     assert 1 <= cost <= most
+
+
+@pytest.mark.parametrize(("rule", "shared"), [(rules.Epsilon(), 1), (rules.Gamma(), 2)], ids=["epsilon", "gamma"])
+def test_classes_share_all_that_does_not_depend_on_them(rule, shared):
+    """T classes cost `shared` + T forward passes."""
+    network = VGG(classes=10, hidden=(64, 64))
+    x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    params = jax.eval_shape(network.init, jax.random.key(0), x)
+    composite = [(kind("conv"), rule), (kind("dense"), rules.Epsilon()), (first(), rules.Epsilon())]
+    explain = lrp_jax.lrp(network.apply, composite)
+    forward = flops(network.apply, params, x)
+    for count in (1, 8):
+        target = jax.ShapeDtypeStruct((count, 1), jnp.int32)
+        cost = flops(lambda params, x, target: explain(params, x, target=target), params, x, target)
+        assert (shared + count) * 0.97 <= cost / forward <= (shared + count) * 1.03

@@ -30,7 +30,7 @@ KINDS = {  # of the steps that are not mere moves, and how many there are of eac
         "max_pool": 1,
         "center": 1,
         "normalization": 1,
-        "scale": 1,
+        "shift": 1,
         "dense": 2,
     },
     "LSTM, both directions": {"dense": 16, "gate": 22, "shift": 2, "add": 14, "activation": 18},

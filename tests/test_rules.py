@@ -254,6 +254,21 @@ def test_low_precision_stays_and_is_finite(rule, dtype):
         assert jnp.isfinite(found).all()
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("shape", "window"), [((2, 4, 6, 3), (1, 2, 2, 1)), ((2, 7, 5), (1, 3, 2)), ((5, 4), (1, 4))])
+def test_winners_are_those_of_the_scatter(shape, window, dtype):
+    """With ties, with more elements than windows, and where nothing is above zero."""
+    rng = np.random.default_rng(0)
+    x = jnp.maximum(jnp.asarray(rng.integers(-3, 3, size=shape), dtype), 0)
+
+    def pool(x):
+        return jax.lax.reduce_window(x, jnp.asarray(-np.inf, dtype), jax.lax.max, window, window, "VALID")
+
+    R = jnp.asarray(rng.normal(size=pool(x).shape), dtype)
+    assert "select_and_scatter" not in str(jax.make_jaxpr(lambda x: lrp_jax.lrp(pool, [])(x, relevance=R))(x))
+    np.testing.assert_array_equal(lrp_jax.lrp(pool, [])(x, relevance=R), jax.vjp(pool, x)[1](R)[0])
+
+
 def test_pools_by_rule():
     x = np.arange(16.0).reshape(1, 4, 4, 1)
 

@@ -155,6 +155,28 @@ def test_dtype_is_kept(name, dtype, error):
 
 
 # Where relevance starts
+def test_several_targets_of_each_example_share_a_call():
+    params, x = cnn_params(), images(4)
+    explain = lrp_jax.lrp(cnn, composites.epsilon_gamma_box(-3, 3), layers=True)
+    targets = np.array([[0, 1, 2, 0], [2, 2, 1, 1]])
+    R, at_layers = explain(params, x, target=targets)
+    for i, target in enumerate(targets):
+        one, at = explain(params, x, target=target)
+        np.testing.assert_allclose(R[i], one, rtol=1e-12, atol=1e-15)
+        assert list(at) == list(at_layers)
+        for name in at:
+            np.testing.assert_allclose(at_layers[name][i], at[name], rtol=1e-12, atol=1e-15)
+    every, _ = explain(params, x, target=np.arange(3)[:, None])
+    np.testing.assert_allclose(every[2], explain(params, x, target=2)[0], rtol=1e-12, atol=1e-15)
+    starts = np.random.default_rng(0).normal(size=(2, 4, 3))
+    both, _ = explain(params, x, relevance=starts)
+    np.testing.assert_allclose(both[1], explain(params, x, relevance=starts[1])[0], rtol=1e-12, atol=1e-15)
+    alone = lrp_jax.lrp(lambda params, x: cnn(params, x[None])[0], rules.Epsilon())(params, x[0], target=np.arange(3))
+    assert alone.shape == (3, *x[0].shape)
+    with pytest.raises(IndexError, match="target 3 is out of range"):
+        explain(params, x, target=targets + 1)
+
+
 def test_target_is_one_for_all_or_one_for_each_or_the_highest():
     params, x = cnn_params(), images(4)
     explain = lrp_jax.lrp(cnn, rules.Epsilon())

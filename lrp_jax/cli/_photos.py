@@ -211,7 +211,7 @@ def _relevances(
             logits = np.asarray(logits_of(params, x))
             shares = np.asarray(jax.nn.softmax(logits))
             order = np.argsort(-logits, axis=-1)[:, :top] if target is None else np.full((size, 1), target)
-            relevance = [np.asarray(explain(params, x, target=classes)) for classes in order.T]
+            relevance = np.asarray(explain(params, x, target=order.T))
             for i, photo in enumerate(batch):
                 picks = zip(order[i].tolist(), relevance, strict=True)
                 yield photo, [Found(c, float(logits[i, c]), float(shares[i, c]), r[i]) for c, r in picks]
