@@ -177,7 +177,7 @@ def trace(fn: Callable, args: Sequence[Any], argnum: int) -> Graph:
 def _graph(closed: _compat.ClosedJaxpr, paths: Sequence[str], explained: slice) -> Graph:
     values = [Value(aval, path=path) for aval, path in zip(closed.in_avals, paths, strict=True)]
     ops: list[Op] = []
-    (output,) = _flatten(closed.jaxpr, closed.consts, values, ops, ())
+    (output,) = flatten(closed.jaxpr, closed.consts, values, ops)
     graph = Graph(values, explained, ops, output, users={}, blind=[], decided=[])
     _mark_live(graph)
     for op in graph.ops:
@@ -221,7 +221,7 @@ def _paths(arg) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path in keys]
 
 
-def _flatten(jaxpr, consts, inputs, ops, calls) -> list[Value]:
+def flatten(jaxpr, consts, inputs: list[Value], ops: list[Op], calls: tuple[Call, ...] = ()) -> list[Value]:
     """Appends the operations of a jaxpr and of all it calls to `ops`; returns its results."""
     env = dict(zip(jaxpr.invars, inputs, strict=True))
     env |= {var: _constant(var.aval, const) for var, const in zip(jaxpr.constvars, consts, strict=True)}
@@ -233,7 +233,7 @@ def _flatten(jaxpr, consts, inputs, ops, calls) -> list[Value]:
         operands = [read(v) for v in eqn.invars]
         if body := _compat.called(eqn):
             inner, inner_consts, name = body
-            results = _flatten(inner, inner_consts, operands, ops, (*calls, Call(name, eqn)))
+            results = flatten(inner, inner_consts, operands, ops, (*calls, Call(name, eqn)))
         else:
             results = [Value(v.aval) for v in eqn.outvars]
             ops.append(Op(eqn, operands, results, calls))

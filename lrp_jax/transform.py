@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrp_jax import _compat, _plan, _trace, outputs, rules
+from lrp_jax import _compat, _plan, _prepare, _trace, outputs, rules
 from lrp_jax._steps import Step
 from lrp_jax.composites import as_composite
 
@@ -54,6 +54,10 @@ def lrp(
         A `target` that is out of range raises IndexError; one in a `jax.Array`, which is not looked into, makes the
         relevance NaN.
 
+        `explain.prepare(*args)` computes once what depends on the other arguments alone, such as modified weights, and
+        returns `ready(x, target=None, relevance=None)`, a pytree, for calls of the same shapes; if `target` counts
+        several, or `relevance` is given, `prepare` takes such a one, too.
+
     Raises (on the first call for each set of shapes):
         UncoveredOpError: relevance would have to pass an operation without a rule.
         ValueError, TypeError: the composite, target or relevance does not fit the function.
@@ -64,8 +68,7 @@ def lrp(
     composite, output = as_composite(composite), outputs.checked(output)
     fn, argnum, arrange = _trace.arranged(fn, argnum, select)
 
-    @jax.jit
-    def compiled(args, target, relevance):
+    def relevances(args, target, relevance):
         plan = _plan.make_plan(_trace.trace(fn, args, argnum), composite)
         named = [step for step in plan.steps if layers and step.named]
         taps = OrderedDict((step.name, _compat.zeros(step.inputs[0].aval)) for step in named)
@@ -75,6 +78,8 @@ def lrp(
         at_layers[_plan.OUTPUT] = R
         return (found, at_layers) if layers else found, Static(logits.shape)
 
+    compiled = jax.jit(relevances)
+
     def explain(*args, target=None, relevance=None):
         args = arrange(args)
         target = check(args, argnum, target, relevance)
@@ -82,7 +87,65 @@ def lrp(
         check_range(target, shape.value)
         return found
 
+    def whole(known, x, target, relevance):
+        args = list(known)
+        args.insert(argnum % (len(known) + 1), x)
+        return relevances(args, target, relevance)[0]
+
+    halves = _prepare.halves(whole)
+
+    def prepare(*args, target=None, relevance=None):
+        args = list(arrange(args))
+        target = check(args, argnum, target, relevance)
+        logits = jax.eval_shape(fn, *args)
+        check_range(target, logits.shape)
+        x = args.pop(argnum % len(args))
+        start = _start(target, relevance, logits)
+        first, second = halves(args, x, *start)
+        return Prepared(first(args), second, _signature(x, start), logits)
+
+    explain.prepare = prepare  # pyright: ignore[reportFunctionMemberAccess]
     return explain
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+    """`explain` with its other arguments at hand, and all done that depends on them alone.
+
+    A pytree, so that it can be an argument of jitted code. Only for the shapes that it was prepared for.
+    """
+
+    values: Any
+    second: Callable[..., Any] = dataclasses.field(metadata={"static": True})
+    signature: tuple[Any, ...] = dataclasses.field(metadata={"static": True})
+    logits: jax.ShapeDtypeStruct = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, x: Any, *, target: Any = None, relevance: Any = None) -> Any:
+        """Relevance of `x`, with `target` and `relevance` as for `explain`."""
+        target = check((x,), 0, target, relevance)
+        check_range(target, self.logits.shape)
+        start = _start(target, relevance, self.logits)
+        if (given := _signature(x, start)) != self.signature:
+            expected, given = (
+                ", ".join(f"{dtype}{list(shape)}" for _, shape, dtype in s) for s in (self.signature, given)
+            )
+            raise ValueError(f"prepared for {expected}, but called with {given}; prepare for such arguments, too.")
+        return self.second(self.values, x, *start)
+
+
+def _signature(x: Any, start: tuple[Any, Any]) -> tuple[Any, ...]:
+    """Paths, shapes and types of the explained argument, and of targets or relevance."""
+    leaves = jax.tree_util.tree_leaves_with_path((x, start))
+    return tuple((path, jnp.shape(v), str(jnp.result_type(v))) for path, v in leaves)
+
+
+def _start(target: Any, relevance: Any, logits: Any) -> tuple[Any, Any]:
+    """The target of each example, or relevance, one of them None, in the only type and shape that is prepared for."""
+    if relevance is not None:
+        return None, relevance if isinstance(relevance, jax.ShapeDtypeStruct) else jnp.asarray(relevance, logits.dtype)
+    target = HIGHEST if target is None else target
+    return each(jnp.asarray(target), logits.shape[:-1]), None
 
 
 def run(
@@ -174,24 +237,34 @@ def start(output: Callable, logits: jax.Array, target: Any, relevance: Any) -> j
         raise ValueError(
             "the function returned a scalar, but a target counts along an axis of classes; return shape (1,)."
         )
-    target = jnp.argmax(logits, axis=-1) if target is None else jnp.asarray(target)
-    batch = logits.shape[:-1]
-    if not jnp.issubdtype(target.dtype, jnp.integer):
-        raise TypeError(f"target must be an int or an array of ints, one for each example; got dtype {target.dtype}.")
-    if target.ndim == len(batch) + 1 and all(n in (1, m) for n, m in zip(target.shape[1:], batch, strict=True)):
-        targets = jnp.broadcast_to(target, (len(target), *batch))
-        return jax.vmap(lambda target: start(output, logits, target, None))(targets)
-    if target.shape not in ((), batch):
-        raise ValueError(
-            f"target has shape {target.shape}; expected () or {batch}, one class for each example, with an axis"
-            " in front to explain several for each."
-        )
-    target = jnp.broadcast_to(target.astype(jnp.int32), batch)  # a narrow type cannot count all classes
+    highest, batch = jnp.argmax(logits, axis=-1).astype(jnp.int32), logits.shape[:-1]
+    target = each(highest if target is None else jnp.asarray(target), batch)
+    if target.ndim > len(batch):
+        return jax.vmap(lambda target: start(output, logits, target, None))(target)
+    target = jnp.where(target == HIGHEST, highest, target)
     R = output(logits, target)
     if jnp.shape(R) != logits.shape:
         raise ValueError(f"output returned relevance of shape {jnp.shape(R)}; expected the logits' {logits.shape}.")
     known = (target >= 0) & (target < logits.shape[-1])
     return jnp.where(known[..., None], R, jnp.nan).astype(logits.dtype)
+
+
+HIGHEST = np.iinfo(np.int32).min
+"""As a target: the class with the highest logit."""
+
+
+def each(target: jax.Array, batch: tuple[int, ...]) -> jax.Array:
+    """A target for each example, in int32; several if one more axis counts them in front."""
+    if not jnp.issubdtype(target.dtype, jnp.integer):
+        raise TypeError(f"target must be an int or an array of ints, one for each example; got dtype {target.dtype}.")
+    several = target.ndim == len(batch) + 1 and all(n in (1, m) for n, m in zip(target.shape[1:], batch, strict=True))
+    if not several and target.shape not in ((), batch):
+        raise ValueError(
+            f"target has shape {target.shape}; expected () or {batch}, one class for each example, with an axis"
+            " in front to explain several for each."
+        )
+    # a narrow type cannot count all classes
+    return jnp.broadcast_to(target.astype(jnp.int32), (*target.shape[:1], *batch) if several else batch)
 
 
 def check(args: Sequence[Any], argnum: int, target: Any, relevance: Any) -> Any:

@@ -262,7 +262,7 @@ def test_winners_are_those_of_the_scatter(shape, window, dtype):
     x = jnp.maximum(jnp.asarray(rng.integers(-3, 3, size=shape), dtype), 0)
 
     def pool(x):
-        return jax.lax.reduce_window(x, jnp.asarray(-np.inf, dtype), jax.lax.max, window, window, "VALID")
+        return jax.lax.reduce_window(x, np.asarray(-np.inf, dtype), jax.lax.max, window, window, "VALID")
 
     R = jnp.asarray(rng.normal(size=pool(x).shape), dtype)
     assert "select_and_scatter" not in str(jax.make_jaxpr(lambda x: lrp_jax.lrp(pool, [])(x, relevance=R))(x))

@@ -1,0 +1,100 @@
+"""A function split in two: what depends on some of its arguments alone, and the rest."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from lrp_jax import _compat, _trace
+from lrp_jax._trace import Op, Value
+
+
+def halves(fn: Callable) -> Callable[..., tuple[Callable[[Any], Any], Callable[..., Any]]]:
+    """`halves(fn)(known, *others)` is `split(fn, known, *others)`, compiled, and the same again for the same shapes."""
+    made: dict[Any, tuple[Callable, Callable]] = {}
+
+    def of(known, *others):
+        leaves, tree = jax.tree.flatten((known, others))
+        key = tree, *((jax.numpy.shape(v), jax.numpy.result_type(v)) for v in leaves)
+        if key not in made:
+            first, second = split(fn, known, *others)
+            made[key] = jax.jit(first), jax.jit(second)
+        return made[key]
+
+    return of
+
+
+def split(fn: Callable, known: Any, *others: Any) -> tuple[Callable[[Any], Any], Callable[..., Any]]:
+    """A function in two: `fn(known, *others) = second(first(known), *others)`, `first` doing all it can.
+
+    What only grows, such as a broadcast, is left to `second`; so is what does not depend on `known` at all. Kernels of
+    convolutions are laid out as CPUs want them.
+
+    Args:
+        fn: any function of trees of arrays.
+        known, others: arrays or `jax.ShapeDtypeStruct`s that say what it is called with.
+    """
+    closed, shape = jax.make_jaxpr(fn, return_shape=True)(known, *others)
+    inputs, ops = [Value(aval) for aval in closed.in_avals], []
+    results = _trace.flatten(closed.jaxpr, closed.consts, inputs, ops)
+    given, rest = inputs[: (count := len(jax.tree.leaves(known)))], inputs[count:]
+    early, late = _divided(ops, set(given), results)
+    made = {*given, *(v for op in early for v in op.outputs)} - {v for op in late for v in op.outputs}
+    kernels = {op: order for op in late if (order := _order(op)) and op.inputs[1] in made}
+    crossing = list(dict.fromkeys(v for op in late for v in op.inputs[: 1 if op in kernels else None] if v in made))
+    crossing += [v for v in results if v in made and v not in crossing]
+
+    def first(known):
+        env = _run(early, dict(zip(given, jax.tree.leaves(known), strict=True)))
+        return [env[v] for v in crossing], [env[op.inputs[1]].transpose(order) for op, order in kernels.items()]
+
+    def second(values, *others):
+        env = dict(zip(crossing, values[0], strict=True)) | dict(zip(rest, jax.tree.leaves(others), strict=True))
+        env = _run(late, env, dict(zip(kernels, values[1], strict=True)))
+        return jax.tree.unflatten(jax.tree.structure(shape), [_trace.reader(env)(v) for v in results])
+
+    return first, second
+
+
+def _divided(ops: list[Op], known: set[Value], results: list[Value]) -> tuple[list[Op], list[Op]]:
+    """The operations on known values, and the others with those among the former that only make their input grow."""
+    early, late = [], []
+    for op in ops:
+        if known.intersection(op.inputs) and all(v in known or v.array is not None for v in op.inputs):
+            early.append(op)
+            known.update(op.outputs)
+        else:
+            late.append(op)
+    needed, again = {*results, *(v for op in late for v in op.inputs)}, []
+    for op in reversed(early):
+        if not needed.isdisjoint(op.outputs) and _size(op.outputs) > _size(v for v in op.inputs if v in known):
+            needed.update(op.inputs)
+            again.append(op)
+    return early, again[::-1] + late
+
+
+def _size(values) -> int:
+    return sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in values)
+
+
+def _order(op: Op) -> tuple[int, ...]:
+    """The axes of a convolution's kernel in the order (..., in, out), if they stand in another, and on a CPU."""
+    if op.name != "conv_general_dilated" or jax.default_backend() != "cpu":
+        return ()
+    out, into, *spatial = op.eqn.params["dimension_numbers"].rhs_spec
+    order = (*spatial, into, out)
+    return () if order == tuple(range(len(order))) else order
+
+
+def _run(ops: list[Op], env: dict[Value, Any], kernels: dict[Op, jax.Array] | None = None) -> dict[Value, Any]:
+    """The values after running the operations, some convolutions with a kernel laid out as (..., in, out)."""
+    for op in ops:
+        if kernels and op in kernels:
+            *spatial, into, out = range((kernel := kernels[op]).ndim)
+            numbers = op.eqn.params["dimension_numbers"]._replace(rhs_spec=(out, into, *spatial))
+            found = _compat.bind(op.eqn, env[op.inputs[0]], kernel, dimension_numbers=numbers)
+        else:
+            found = op(_trace.reader(env))
+        env.update(zip(op.outputs, found, strict=True))
+    return env

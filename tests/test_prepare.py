@@ -1,0 +1,112 @@
+"""`explain.prepare`: the same relevance, with all that depends on parameters alone computed once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import cnn, cnn_params, images
+from zoo import NETWORKS
+
+import lrp_jax
+from lrp_jax import composites, rules
+
+COMPOSITES = {
+    "epsilon": rules.Epsilon(),
+    "epsilon_gamma_box": composites.epsilon_gamma_box(-3, 3),
+    "epsilon_plus_flat": composites.epsilon_plus_flat(),
+    "alpha_beta": rules.AlphaBeta(),
+}
+
+
+@pytest.mark.parametrize("composite", COMPOSITES.values(), ids=COMPOSITES)
+def test_the_same_relevance(composite):
+    params, x = cnn_params(), images(3)
+    explain = lrp_jax.lrp(cnn, composite, layers=True)
+    ready = explain.prepare(params, x)
+    for target in (None, 1, np.array([2, 0, 1])):
+        expected, found = explain(params, x, target=target), ready(x, target=target)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14), found, expected)
+    several = np.array([[0, 1, 2], [2, 2, 2]])
+    found = explain.prepare(params, x, target=several)(x, target=several[:, ::-1])[0]
+    np.testing.assert_allclose(found, explain(params, x, target=several[:, ::-1])[0], rtol=1e-10, atol=1e-14)
+    R = np.random.default_rng(0).normal(size=(3, 3))
+    found = explain.prepare(params, x, relevance=R)(x, relevance=2 * R)[0]
+    np.testing.assert_allclose(found, explain(params, x, relevance=2 * R)[0], rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.usefixtures("lenient")
+@pytest.mark.parametrize("name", ["VGG with BatchNorm", "MobileNetV2", "EfficientNet", "MLP with LayerNorm"])
+def test_models_of_other_kinds(name):
+    network = NETWORKS[name]()
+    explain = lrp_jax.lrp(network.fn, composites.epsilon_plus())
+    ready = explain.prepare(network.params, network.x)
+    x = 0.5 * network.x
+    R = explain(network.params, x)
+    np.testing.assert_allclose(ready(x), R, rtol=1e-8, atol=1e-12 * np.abs(R).max())
+
+
+def test_nothing_that_depends_on_parameters_alone_is_left():
+    params, x = cnn_params(), images(1)
+    explain = lrp_jax.lrp(cnn, composites.epsilon_gamma_box(-3, 3))
+    ready = explain.prepare(params, x)
+    before, after = str(jax.make_jaxpr(explain)(params, x)), str(jax.make_jaxpr(ready)(x))
+    kernels = [f"{op}[" for op in ("rev", "transpose")]
+    assert any(f" = {op}" in before for op in kernels)
+    assert not any(f" = {op}" in after for op in kernels)
+    cost = [jax.jit(f).lower(*args).compile().cost_analysis() for f, args in ((explain, (params, x)), (ready, (x,)))]
+    assert cost[1]["flops"] < cost[0]["flops"]
+
+
+def test_prepared_is_a_pytree_and_compiled_once_for_each_shape():
+    params, x = cnn_params(), images(2)
+    traced = []
+
+    def fn(params, x):
+        traced.append(1)
+        return cnn(params, x)
+
+    explain = lrp_jax.lrp(fn, rules.Gamma())
+    ready = explain.prepare(params, x)
+    R = jax.jit(lambda ready, x: ready(x))(ready, x)
+    np.testing.assert_allclose(R, lrp_jax.lrp(cnn, rules.Gamma())(params, x), rtol=1e-10, atol=1e-14)
+    so_far = len(traced)
+    other = cnn_params(seed=7)
+    again = explain.prepare(other, x)
+    np.testing.assert_allclose(again(x), lrp_jax.lrp(cnn, rules.Gamma())(other, x), rtol=1e-10, atol=1e-14)
+    assert len(traced) == so_far
+    half = jax.tree.map(lambda v: v, ready)
+    np.testing.assert_array_equal(half(x), ready(x))
+
+
+def test_several_arguments_and_other_positions():
+    params, x = cnn_params(), images(2)
+
+    def fn(x, params, shift):
+        return cnn(params, x + shift)
+
+    shift = jnp.full(x.shape, 0.1)
+    explain = lrp_jax.lrp(fn, rules.Epsilon(), argnum=(2, 0))
+    for found, expected in zip(explain.prepare(x, params, shift)((shift, x)), explain(x, params, shift), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-14)
+    first = lrp_jax.lrp(fn, rules.Epsilon(), argnum=0)
+    np.testing.assert_allclose(first.prepare(x, params, shift)(x), first(x, params, shift), rtol=1e-10, atol=1e-14)
+
+
+def test_other_shapes_and_targets_are_refused():
+    params, x = cnn_params(), images(2)
+    explain = lrp_jax.lrp(cnn, rules.Epsilon())
+    ready = explain.prepare(params, x)
+    with pytest.raises(
+        ValueError, match=r"prepared for float64\[2, 8, 8, 2\], int32\[2\], but called with float64\[1,"
+    ):
+        ready(x[:1])
+    with pytest.raises(ValueError, match=r"but called with float64\[2, 8, 8, 2\], float64\[2, 3\]; prepare for such"):
+        ready(x, relevance=np.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"int32\[3, 2\]; prepare for such"):
+        ready(x, target=np.arange(3)[:, None])
+    with pytest.raises(IndexError, match="target 3 is out of range"):
+        ready(x, target=3)
+    with pytest.raises(TypeError, match="either target or relevance"):
+        ready(x, target=1, relevance=np.ones((2, 3)))
+    with pytest.raises(IndexError, match="argnum=-1"):
+        explain.prepare()
