@@ -5,6 +5,7 @@ Where relevance only follows values (reshapes, max-pools, a value read twice), i
 """
 
 import dataclasses
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 
 from lrp_jax import _compat, _plan, _prepare, _trace, outputs, rules
 from lrp_jax._steps import Step
+from lrp_jax._trace import Op
 from lrp_jax.composites import as_composite
 
 
@@ -26,6 +28,7 @@ def lrp(
     select: Callable[[Any], jax.Array] | str | int | None = None,
     output: Callable[[jax.Array, jax.Array], jax.Array] = outputs.logit,
     layers: bool = False,
+    remat: bool = False,
 ) -> Callable[..., Any]:
     """Turns a function into one that returns the relevance of an argument: what `jax.grad` is for gradients.
 
@@ -40,6 +43,8 @@ def lrp(
         select: the logits among what `fn` returns, where that is more than one array: a key, or a function of it.
         output: where relevance starts, a function `(logits, target) -> R` such as those of `lrp_jax.outputs`.
         layers: whether to return the relevance at each layer too.
+        remat: whether to keep only some of the forward pass, and to compute the rest again when relevance comes by:
+            another forward pass for less memory, see `jax.checkpoint`.
 
     Returns:
         `explain(*args, target=None, relevance=None)`, compiled on its first call for each set of shapes.
@@ -72,7 +77,7 @@ def lrp(
         plan = _plan.make_plan(_trace.trace(fn, args, argnum), composite)
         named = [step for step in plan.steps if layers and step.named]
         taps = OrderedDict((step.name, _compat.zeros(step.inputs[0].aval)) for step in named)
-        logits, back = jax.vjp(lambda x, taps: run(plan, args, argnum, x, taps=taps), args[argnum], taps)
+        logits, back = jax.vjp(lambda x, taps: run(plan, args, argnum, x, taps=taps, remat=remat), args[argnum], taps)
         R = start(output, logits, target, relevance)
         found, at_layers = back(R) if R.ndim == logits.ndim else jax.vmap(back)(R)  # what does not need R is shared
         at_layers[_plan.OUTPUT] = R
@@ -156,6 +161,7 @@ def run(
     *,
     taps: Mapping[str, Any] | None = None,
     carry: Any = None,
+    remat: bool = False,
 ) -> jax.Array:
     """The planned function with `x` for its explained argument, its cotangents replaced by relevance.
 
@@ -166,27 +172,49 @@ def run(
         x: the explained argument.
         taps: zeros, by the name of a step, added to that step's input; their cotangent is the relevance there.
         carry: from a step to a function `(a, params) -> z` whose cotangent is relevance.
+        remat: whether to keep only what passes between segments of the forward pass.
     """
     taps = taps or {}
     carried: Callable[[Step], Callable] = carry or carry_relevance
     args = [x if i == argnum % len(args) else arg for i, arg in enumerate(args)]
-    env = dict(zip(plan.graph.inputs, jax.tree.leaves(args), strict=True))
-    read = _trace.reader(env)
     ends = {step.ops[-1]: step for step in plan.steps}
     constants = _plan.constants(plan)
-    for op in plan.graph.ops:
-        if step := ends.get(op):
-            a = [read(v) for v in step.inputs]
-            if step.name in taps:
-                a = [a[0] + taps[step.name]]
-            results = carried(step)(a if len(a) > 1 else a[0], step.params(read))
-            results = [results] if len(step.outputs) == 1 else results
-        elif op in constants:
-            results = op((lambda value: jax.lax.stop_gradient(read(value))) if op.live else read)
-        else:  # part of a step
-            continue
-        env.update(zip(op.outputs, results, strict=True))
-    return read(plan.graph.output)
+
+    def advance(ops, env):
+        read = _trace.reader(env)
+        for op in ops:
+            if step := ends.get(op):
+                a = [read(v) for v in step.inputs]
+                if step.name in taps:
+                    a = [a[0] + taps[step.name]]
+                results = carried(step)(a if len(a) > 1 else a[0], step.params(read))
+                results = [results] if len(step.outputs) == 1 else results
+            elif op in constants:
+                results = op((lambda value: jax.lax.stop_gradient(read(value))) if op.live else read)
+            else:  # part of a step
+                continue
+            env.update(zip(op.outputs, results, strict=True))
+        return env
+
+    env = dict(zip(plan.graph.inputs, jax.tree.leaves(args), strict=True))
+    for ops in _segments(plan.graph.ops) if remat else ():
+        known, made = list(env), []
+
+        def segment(values, ops=ops, known=known, made=made):
+            after = advance(ops, dict(zip(known, values, strict=True)))
+            made[:] = [v for v in after if v not in known]
+            return [after[v] for v in made]
+
+        env.update(zip(made, jax.checkpoint(segment)([env[v] for v in known]), strict=True))
+    return _trace.reader(env if remat else advance(plan.graph.ops, env))(plan.graph.output)
+
+
+def _segments(ops: Sequence[Op]) -> list[list[Op]]:
+    """The operations in runs that write about the same number of bytes, as many as the root of the layers' number."""
+    sizes = np.cumsum([sum(v.aval.size * v.aval.dtype.itemsize for v in op.outputs if v.live) for op in ops])
+    count = math.isqrt(sum(op.name in ("dot_general", "conv_general_dilated") for op in ops)) + 1
+    number = np.minimum(sizes * count // max(sizes[-1], 1), count - 1)
+    return [[op for op, n in zip(ops, number, strict=True) if n == i] for i in range(count)]
 
 
 def carry_relevance(step: Step) -> Callable[[Any, Any], Any]:
