@@ -4,12 +4,17 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from jax._src import source_info_util
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
+from jax._src.core import JaxprEqn, Literal  # jax.extend.core would import Pallas first, slower than all of lrp_jax
+
+if TYPE_CHECKING:
+    from jax.extend.core import ClosedJaxpr
+else:
+    ClosedJaxpr = Any
 
 __all__ = [
     "MARK",

@@ -28,6 +28,7 @@ def lrp(
     select: Callable[[Any], jax.Array] | str | int | None = None,
     output: Callable[[jax.Array, jax.Array], jax.Array] = outputs.logit,
     layers: bool = False,
+    value: bool = False,
     remat: bool = False,
 ) -> Callable[..., Any]:
     """Turns a function into one that returns the relevance of an argument: what `jax.grad` is for gradients.
@@ -43,6 +44,7 @@ def lrp(
         select: the logits among what `fn` returns, where that is more than one array: a key, or a function of it.
         output: where relevance starts, a function `(logits, target) -> R` such as those of `lrp_jax.outputs`.
         layers: whether to return the relevance at each layer too.
+        value: whether to return the logits, too, before relevance, as `jax.value_and_grad` does.
         remat: whether to keep only some of the forward pass, and to compute the rest again when relevance comes by:
             another forward pass for less memory, see `jax.checkpoint`.
 
@@ -81,7 +83,8 @@ def lrp(
         R = start(output, logits, target, relevance)
         found, at_layers = back(R) if R.ndim == logits.ndim else jax.vmap(back)(R)  # what does not need R is shared
         at_layers[_plan.OUTPUT] = R
-        return (found, at_layers) if layers else found, Static(logits.shape)
+        found = (found, at_layers) if layers else found
+        return (logits, found) if value else found, Static(logits.shape)
 
     compiled = jax.jit(relevances)
 
@@ -172,6 +175,7 @@ def run(
         x: the explained argument.
         taps: zeros, by the name of a step, added to that step's input; their cotangent is the relevance there.
         carry: from a step to a function `(a, params) -> z` whose cotangent is relevance.
+        value: whether to return the logits, too, before relevance, as `jax.value_and_grad` does.
         remat: whether to keep only what passes between segments of the forward pass.
     """
     taps = taps or {}

@@ -1,6 +1,7 @@
 """The command: what it prints, what it writes, what it refuses."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ CASTLE = Path(__file__).parents[1] / "examples" / "castle.jpg"
 def run(capsys, *arguments):
     """Exit code, standard output and standard error of `lrp-jax ...`."""
     try:
-        code = cli.main([str(a) for a in arguments])
+        code = cli.main(["--no-cache", *map(str, arguments)])
     except SystemExit as stop:  # argparse
         code = stop.code
     return code, *capsys.readouterr()
@@ -159,3 +160,16 @@ def test_importing_the_library_needs_jax_and_numpy_alone():
         f"import sys; sys.modules.update(dict.fromkeys({forbidden!r})); import lrp_jax, lrp_jax.cli; print(lrp_jax.lrp)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.slow
+def test_what_is_compiled_is_kept_unless_told_not_to(tmp_path):
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "HOME": str(tmp_path)}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    kept = []
+    for i, options in enumerate((["--no-cache"], [])):
+        command = [sys.executable, "-m", "lrp_jax", *options, "explain", str(CASTLE), "--out", str(tmp_path / str(i))]
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+        kept.append([file for file in tmp_path.rglob("*") if "jit_relevances" in file.name])
+    assert not kept[0]
+    assert kept[1]

@@ -176,7 +176,7 @@ def test_unusable_folders_are_named_with_the_reason(folder, tmp_path, monkeypatc
 def run(capsys, *arguments):
     """Exit code, standard output and standard error of `lrp-jax text ...`."""
     try:
-        code = cli.main(["text", *map(str, arguments)])
+        code = cli.main(["--no-cache", "text", *map(str, arguments)])
     except SystemExit as stop:  # argparse
         code = stop.code
     return code, *capsys.readouterr()

@@ -177,6 +177,18 @@ def test_several_targets_of_each_example_share_a_call():
         explain(params, x, target=targets + 1)
 
 
+def test_logits_come_along_if_asked_for():
+    params, x = cnn_params(), images(4)
+    R, at = lrp_jax.lrp(cnn, rules.Epsilon(), layers=True)(params, x)
+    both = lrp_jax.lrp(cnn, rules.Epsilon(), layers=True, value=True)
+    for logits, (found, at_layers) in (both(params, x), both.prepare(params, x)(x)):
+        np.testing.assert_allclose(logits, cnn(params, x), rtol=1e-12)
+        np.testing.assert_allclose(found, R, rtol=1e-10, atol=1e-14)
+        assert list(at_layers) == list(at)
+    logits, several = lrp_jax.lrp(cnn, rules.Epsilon(), value=True)(params, x, target=np.arange(3)[:, None])
+    assert (logits.shape, several.shape) == ((4, 3), (3, *x.shape))
+
+
 def test_target_is_one_for_all_or_one_for_each_or_the_highest():
     params, x = cnn_params(), images(4)
     explain = lrp_jax.lrp(cnn, rules.Epsilon())

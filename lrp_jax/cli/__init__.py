@@ -7,13 +7,15 @@ from collections.abc import Sequence
 
 import lrp_jax
 from lrp_jax.cli import _photos, _text
-from lrp_jax.cli._common import CommandError, complain
+from lrp_jax.cli._common import CommandError, cache_folder, complain, keep_compiled
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, or 2 if anything could not be done."""
     options = _parser().parse_args(argv)
     try:
+        if options.cache:
+            keep_compiled()
         return options.run(options)
     except CommandError as error:
         return complain(error)
@@ -27,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lrp-jax", description="Layer-wise Relevance Propagation in JAX.")
     parser.add_argument("--version", action="version", version=f"lrp-jax {lrp_jax.__version__}")
+    cache = f"do not keep what is compiled for the next time, in {cache_folder()}"
+    parser.add_argument("--no-cache", action="store_false", dest="cache", help=cache)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     _photos.add(commands)

@@ -200,18 +200,25 @@ def _relevances(
     from tqdm import tqdm
 
     params = _params(model)
+    explain = lrp_jax.lrp(model.apply, model.composites[composite](), value=True)
     logits_of = jax.jit(model.apply)
-    explain = lrp_jax.lrp(model.apply, model.composites[composite]())
     size = min(BATCH, len(photos))
     with tqdm(total=len(photos), unit="photo", disable=len(photos) == 1 or None, leave=False) as progress:
         for start in range(0, len(photos), size):
             batch = photos[start : start + size]
             x = np.stack([model.preprocessing.normalize(photo.crop) for photo in batch])
             x = np.concatenate([x, np.zeros((size - len(batch), *x.shape[1:]), x.dtype)])
-            logits = np.asarray(logits_of(params, x))
+            if top == 1:
+                logits, relevance = explain(params, x, target=target)
+                relevance = relevance[None]
+            else:
+                likeliest = np.argsort(-np.asarray(logits_of(params, x)), axis=-1)[:, :top]
+                logits, relevance = explain(params, x, target=likeliest.T)
+            from lrp_jax import plot  # noqa: F401  takes a while, and so does what is computed meanwhile
+
+            logits, relevance = np.asarray(logits), np.asarray(relevance)
             shares = np.asarray(jax.nn.softmax(logits))
             order = np.argsort(-logits, axis=-1)[:, :top] if target is None else np.full((size, 1), target)
-            relevance = np.asarray(explain(params, x, target=order.T))
             for i, photo in enumerate(batch):
                 picks = zip(order[i].tolist(), relevance, strict=True)
                 yield photo, [Found(c, float(logits[i, c]), float(shares[i, c]), r[i]) for c, r in picks]
