@@ -1,4 +1,4 @@
-"""zennit and captum on the same VGG, where they are installed: functions that return relevance as NumPy arrays."""
+"""zennit and captum on the same VGG, where they are installed."""
 
 import importlib.util
 import re
@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-
-Explainer = Callable[[], np.ndarray]
 
 
 def available() -> list[str]:
@@ -30,7 +28,7 @@ def vgg(params, pixels: int, dtype: str = "float32"):
             return x
 
     def tensor(array):
-        return torch.tensor(np.asarray(array, np.float32), dtype=getattr(torch, dtype), device=device)
+        return torch.tensor(np.ascontiguousarray(array, np.float32), dtype=getattr(torch, dtype), device=device)
 
     modules, block, side = [], "1", pixels
     for name, layer in params["params"].items():
@@ -63,7 +61,11 @@ def explainers(params, x: np.ndarray, target: int, low: float, high: float, dtyp
     x = torch.tensor(x.transpose(0, 3, 1, 2).copy(), dtype=getattr(torch, dtype), device=device)
     x = x.contiguous(memory_format=torch.channels_last) if device.type == "cuda" else x
     one_hot = torch.eye(network[-1].out_features, dtype=x.dtype, device=device)[[target] * len(x)]
-    back = lambda R: R.detach().float().cpu().numpy().transpose(0, 2, 3, 1)
+
+    def back(R):  # ready, and left where it is
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return R.detach()
 
     def gradient():
         leaf = x.clone().requires_grad_()
@@ -71,9 +73,9 @@ def explainers(params, x: np.ndarray, target: int, low: float, high: float, dtyp
 
     def forward():
         with torch.no_grad():
-            return network(x).float().cpu().numpy()
+            return back(network(x))
 
-    found: dict[str, Explainer] = {"torch: forward": forward, "torch: gradient": gradient}
+    found: dict[str, Callable] = {"torch: forward": forward, "torch: gradient": gradient}
     if "zennit" in available():
         _declare_operators()
         from zennit.attribution import Gradient
@@ -105,6 +107,11 @@ def explainers(params, x: np.ndarray, target: int, low: float, high: float, dtyp
         found["captum: epsilon"] = with_rule(EpsilonRule)
         found["captum: gamma"] = with_rule(GammaRule)
     return found
+
+
+def array(R) -> np.ndarray:
+    """Relevance of images as ours is laid out."""
+    return R.float().cpu().numpy().transpose(0, 2, 3, 1)
 
 
 def _declare_operators() -> None:

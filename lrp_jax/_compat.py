@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from jax._src import source_info_util
+from jax._src import config, source_info_util
 from jax._src.core import JaxprEqn, Literal  # jax.extend.core would import Pallas first, slower than all of lrp_jax
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ __all__ = [
     "at",
     "bind",
     "called",
+    "context",
     "opened",
     "scan_arguments",
     "source_line",
@@ -57,6 +58,11 @@ def called(eqn: JaxprEqn) -> tuple[Any, Any, str] | None:
         return None
     jaxpr, consts = opened(eqn.params[key])
     return jaxpr, consts, jaxpr.debug_info.func_name.split(" ")[0]
+
+
+def context() -> Any:
+    """All settings of JAX that change what is traced, as a key."""
+    return config.trace_context()
 
 
 def opened(body: Any) -> tuple[Any, Any]:

@@ -12,8 +12,8 @@ import numpy as np
 def side_by_side(pool: Callable[[jax.Array], jax.Array], window: tuple[int, ...]) -> Callable[[jax.Array], jax.Array]:
     """The max-pool of windows that tile its input, with its derivative written without a scatter.
 
-    As that of `reduce_window_max`, it goes to the first of the largest values of a window; a scatter is the slowest way
-    to bring it there, on CPUs by far.
+    As that of `reduce_window_max`, it goes to the first of the largest values of a window, as long as none is NaN; a
+    scatter is the slowest way to bring it there, on CPUs by far.
 
     Args:
         pool: the max-pool, unpadded, its strides as wide as its windows.

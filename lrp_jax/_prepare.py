@@ -5,9 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from lrp_jax import _compat, _trace
 from lrp_jax._trace import Op, Value
+
+_GROWING = frozenset({"broadcast_in_dim", "convert_element_type", "pad", "concatenate", "reshape", "transpose"})
+"""Operations that are cheaper done again than their larger result is kept."""
 
 
 def halves(fn: Callable) -> Callable[..., tuple[Callable[[Any], Any], Callable[..., Any]]]:
@@ -16,7 +20,7 @@ def halves(fn: Callable) -> Callable[..., tuple[Callable[[Any], Any], Callable[.
 
     def of(known, *others):
         leaves, tree = jax.tree.flatten((known, others))
-        key = tree, *((jax.numpy.shape(v), jax.numpy.result_type(v)) for v in leaves)
+        key = _compat.context(), tree, *(signature(v) for v in leaves)
         if key not in made:
             first, second = split(fn, known, *others)
             made[key] = jax.jit(first), jax.jit(second)
@@ -25,11 +29,17 @@ def halves(fn: Callable) -> Callable[..., tuple[Callable[[Any], Any], Callable[.
     return of
 
 
+def signature(value: Any) -> tuple[Any, ...]:
+    """Shape and type of an array, and whether the type gives way to others, as that of a Python number does."""
+    weak = getattr(value, "weak_type", isinstance(value, int | float | complex))
+    return jnp.shape(value), jnp.result_type(value), weak
+
+
 def split(fn: Callable, known: Any, *others: Any) -> tuple[Callable[[Any], Any], Callable[..., Any]]:
     """A function in two: `fn(known, *others) = second(first(known), *others)`, `first` doing all it can.
 
-    What only grows, such as a broadcast, is left to `second`; so is what does not depend on `known` at all. Kernels of
-    convolutions are laid out as CPUs want them.
+    What only makes arrays larger, such as a broadcast, is done again by `second`, which also does what does not depend
+    on `known` at all. Kernels of convolutions are laid out as CPUs want them.
 
     Args:
         fn: any function of trees of arrays.
@@ -58,7 +68,7 @@ def split(fn: Callable, known: Any, *others: Any) -> tuple[Callable[[Any], Any],
 
 
 def _divided(ops: list[Op], known: set[Value], results: list[Value]) -> tuple[list[Op], list[Op]]:
-    """The operations on known values, and the others with those among the former that only make their input grow."""
+    """The operations on known values, and the others with those among the former that are done again."""
     early, late = [], []
     for op in ops:
         if known.intersection(op.inputs) and all(v in known or v.array is not None for v in op.inputs):
@@ -68,7 +78,11 @@ def _divided(ops: list[Op], known: set[Value], results: list[Value]) -> tuple[li
             late.append(op)
     needed, again = {*results, *(v for op in late for v in op.inputs)}, []
     for op in reversed(early):
-        if not needed.isdisjoint(op.outputs) and _size(op.outputs) > _size(v for v in op.inputs if v in known):
+        if (
+            op.name in _GROWING
+            and not needed.isdisjoint(op.outputs)
+            and _size(op.outputs) > _size(v for v in op.inputs if v in known)
+        ):
             needed.update(op.inputs)
             again.append(op)
     return early, again[::-1] + late

@@ -354,6 +354,7 @@ def _tiling(op: Op) -> bool:
         and sizes["window_dimensions"] == sizes["window_strides"]
         and {*sizes["base_dilation"], *sizes["window_dilation"]} == {1}
         and not any(low or high for low, high in sizes["padding"])
+        and math.prod(op.output.aval.shape) > 0
     )
 
 

@@ -159,7 +159,7 @@ def conservation(
     argnum: int | Sequence[int] = -1,
     select: Callable[[Any], jax.Array] | str | int | None = None,
     output: Callable[[jax.Array, jax.Array], jax.Array] = outputs.logit,
-    batched: Sequence[int] = (),
+    batched: int | Sequence[int] = (),
 ) -> Callable[..., Ledger]:
     """Keeps the books of `lrp(fn, composite)`.
 
@@ -172,7 +172,8 @@ def conservation(
             for all examples.
 
     Returns:
-        A function of `fn`'s arguments, with `target` and `relevance` as for `lrp`, that returns a `Ledger`.
+        A function of `fn`'s arguments, with `target` and `relevance` as for `lrp`, one for each example, that returns a
+        `Ledger`.
 
     Raises:
         As `lrp`.
@@ -185,9 +186,11 @@ def conservation(
 
     @functools.partial(jax.jit, static_argnums=0)
     def compiled(axes, args, target, relevance):
+        one_for_all = target is not None and target.ndim == 0
+
         def of_one(args, target, relevance):
             args = [arg if axis is None else _alone(arg) for arg, axis in zip(args, axes, strict=True)]
-            target, relevance = _alone((target, relevance))
+            target, relevance = target if one_for_all else _alone(target), _alone(relevance)
             plan = _plan.make_plan(_trace.trace(fn, args, argnum), composite)
             steps = tuple((step.name, step.kind, rules.name(step.rule)) for step in plan.steps)
             line = jnp.zeros(len(_TERMS), np.promote_types(plan.graph.output.aval.dtype, jnp.float32))
@@ -206,15 +209,17 @@ def conservation(
                     f"for one example the function returned logits of shape {logits.shape}; expected one row."
                 )
             R = start(output, logits, target, relevance)
+            if R.shape != logits.shape:
+                raise ValueError("conservation explains one target of each example; call it for each of several.")
             found, entries = back(R)
             sums = [rules.amount(R), *(_total(f, found) for f in (jnp.positive, jnp.abs, _negative_part))]
             resolution = max(jnp.finfo(dtype).eps for dtype in _dtypes(plan))
             return jnp.stack(sums), list(entries.values()), Static((steps, logits.shape, float(resolution)))
 
-        return jax.vmap(of_one, in_axes=(axes, 0, 0))(args, target, relevance)
+        return jax.vmap(of_one, in_axes=(axes, None if one_for_all else 0, 0))(args, target, relevance)
 
     def books(*args, target=None, relevance=None):
-        along = arrange(_axes(batched, len(args)))
+        along = arrange(_axes((batched,) if isinstance(batched, int) else batched, len(args)))
         args = arrange(args)
         target = check(args, argnum, target, relevance)
         if any(np.ndim(leaf) < 2 for leaf in jax.tree.leaves(args[argnum])):
@@ -227,8 +232,9 @@ def conservation(
                 raise ValueError(
                     f"a batched argument has shape {shapes}; expected {examples} examples first, as explained."
                 )
-        if target is not None and np.ndim(target) == 0:
-            target = np.full(examples, target)
+        for name, given in (("target", target), ("relevance", relevance)):
+            if given is not None and np.ndim(given) and np.shape(given)[0] != examples:
+                raise ValueError(f"{name} has shape {np.shape(given)}; expected one for each of {examples} examples.")
         try:
             found = compiled(axes, args, target, relevance)
         except (TypeError, ValueError) as e:

@@ -8,7 +8,7 @@ import dataclasses
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def lrp(
         layers: whether to return the relevance at each layer too.
         value: whether to return the logits, too, before relevance, as `jax.value_and_grad` does.
         remat: whether to keep only some of the forward pass, and to compute the rest again when relevance comes by:
-            another forward pass for less memory, see `jax.checkpoint`.
+            another forward pass for less memory, see `jax.checkpoint`. XLA for CPUs undoes it before JAX 0.11.
 
     Returns:
         `explain(*args, target=None, relevance=None)`, compiled on its first call for each set of shapes.
@@ -103,14 +103,15 @@ def lrp(
     halves = _prepare.halves(whole)
 
     def prepare(*args, target=None, relevance=None):
+        if remat:
+            raise ValueError("prepare would undo what remat=True does; use the one or the other.")
         args = list(arrange(args))
         target = check(args, argnum, target, relevance)
-        logits = jax.eval_shape(fn, *args)
-        check_range(target, logits.shape)
+        logits = _shape_of(_trace.trace(fn, args, argnum).output.aval)
+        begin = _begin(target, relevance, logits)
         x = args.pop(argnum % len(args))
-        start = _start(target, relevance, logits)
-        first, second = halves(args, x, *start)
-        return Prepared(first(args), second, _signature(x, start), logits)
+        first, second = halves(args, x, *begin)
+        return Prepared(first(args), second, _signature(x, begin), logits)
 
     explain.prepare = prepare  # pyright: ignore[reportFunctionMemberAccess]
     return explain
@@ -119,9 +120,10 @@ def lrp(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prepared:
-    """`explain` with its other arguments at hand, and all done that depends on them alone.
+    """`explain` with its other arguments at hand, and what depends on them alone computed.
 
-    A pytree, so that it can be an argument of jitted code. Only for the shapes that it was prepared for.
+    A pytree, so that it can be an argument of jitted code. Only for the shapes that it was prepared for. Where several
+    arguments are explained, it takes them as one tuple.
     """
 
     values: Any
@@ -132,28 +134,43 @@ class Prepared:
     def __call__(self, x: Any, *, target: Any = None, relevance: Any = None) -> Any:
         """Relevance of `x`, with `target` and `relevance` as for `explain`."""
         target = check((x,), 0, target, relevance)
-        check_range(target, self.logits.shape)
-        start = _start(target, relevance, self.logits)
-        if (given := _signature(x, start)) != self.signature:
+        begin = _begin(target, relevance, self.logits)
+        if (given := _signature(x, begin)) != self.signature:
             expected, given = (
-                ", ".join(f"{dtype}{list(shape)}" for _, shape, dtype in s) for s in (self.signature, given)
+                ", ".join(f"{dtype}{list(shape)}" for _, shape, dtype, _ in s) for s in (self.signature, given)
             )
             raise ValueError(f"prepared for {expected}, but called with {given}; prepare for such arguments, too.")
-        return self.second(self.values, x, *start)
+        return self.second(self.values, x, *begin)
 
 
-def _signature(x: Any, start: tuple[Any, Any]) -> tuple[Any, ...]:
+class Chosen(NamedTuple):
+    """Targets in the one type and shape that is prepared for; `HIGHEST` stands for the class with the highest logit."""
+
+    target: jax.Array
+
+
+HIGHEST = -2
+"""As one of the chosen targets: the class with the highest logit."""
+
+
+def _shape_of(aval: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+
+
+def _signature(x: Any, begin: tuple[Any, Any]) -> tuple[Any, ...]:
     """Paths, shapes and types of the explained argument, and of targets or relevance."""
-    leaves = jax.tree_util.tree_leaves_with_path((x, start))
-    return tuple((path, jnp.shape(v), str(jnp.result_type(v))) for path, v in leaves)
+    leaves = jax.tree_util.tree_leaves_with_path((x, begin))
+    return tuple((path, *_prepare.signature(v)) for path, v in leaves)
 
 
-def _start(target: Any, relevance: Any, logits: Any) -> tuple[Any, Any]:
-    """The target of each example, or relevance, one of them None, in the only type and shape that is prepared for."""
+def _begin(target: Any, relevance: Any, logits: Any) -> tuple[Chosen | None, Any]:
+    """The target of each example, or relevance, whichever it is that relevance starts from."""
     if relevance is not None:
-        return None, relevance if isinstance(relevance, jax.ShapeDtypeStruct) else jnp.asarray(relevance, logits.dtype)
-    target = HIGHEST if target is None else target
-    return each(jnp.asarray(target), logits.shape[:-1]), None
+        return None, jnp.asarray(relevance, logits.dtype)
+    _check_classes(logits)
+    check_range(target, logits.shape)
+    batch = logits.shape[:-1]
+    return Chosen(jnp.full(batch, HIGHEST, jnp.int32) if target is None else each(jnp.asarray(target), batch)), None
 
 
 def run(
@@ -175,7 +192,6 @@ def run(
         x: the explained argument.
         taps: zeros, by the name of a step, added to that step's input; their cotangent is the relevance there.
         carry: from a step to a function `(a, params) -> z` whose cotangent is relevance.
-        value: whether to return the logits, too, before relevance, as `jax.value_and_grad` does.
         remat: whether to keep only what passes between segments of the forward pass.
     """
     taps = taps or {}
@@ -215,6 +231,8 @@ def run(
 
 def _segments(ops: Sequence[Op]) -> list[list[Op]]:
     """The operations in runs that write about the same number of bytes, as many as the root of the layers' number."""
+    if not ops:
+        return []
     sizes = np.cumsum([sum(v.aval.size * v.aval.dtype.itemsize for v in op.outputs if v.live) for op in ops])
     count = math.isqrt(sum(op.name in ("dot_general", "conv_general_dilated") for op in ops)) + 1
     number = np.minimum(sizes * count // max(sizes[-1], 1), count - 1)
@@ -265,15 +283,13 @@ def start(output: Callable, logits: jax.Array, target: Any, relevance: Any) -> j
                 " explain several at once."
             )
         return relevance.astype(logits.dtype)
-    if logits.ndim == 0:
-        raise ValueError(
-            "the function returned a scalar, but a target counts along an axis of classes; return shape (1,)."
-        )
+    _check_classes(logits)
     highest, batch = jnp.argmax(logits, axis=-1).astype(jnp.int32), logits.shape[:-1]
+    if isinstance(target, Chosen):
+        target = jnp.where(target.target == HIGHEST, highest, target.target)
     target = each(highest if target is None else jnp.asarray(target), batch)
     if target.ndim > len(batch):
         return jax.vmap(lambda target: start(output, logits, target, None))(target)
-    target = jnp.where(target == HIGHEST, highest, target)
     R = output(logits, target)
     if jnp.shape(R) != logits.shape:
         raise ValueError(f"output returned relevance of shape {jnp.shape(R)}; expected the logits' {logits.shape}.")
@@ -281,12 +297,15 @@ def start(output: Callable, logits: jax.Array, target: Any, relevance: Any) -> j
     return jnp.where(known[..., None], R, jnp.nan).astype(logits.dtype)
 
 
-HIGHEST = np.iinfo(np.int32).min
-"""As a target: the class with the highest logit."""
+def _check_classes(logits: Any) -> None:
+    if logits.ndim == 0:
+        raise ValueError(
+            "the function returned a scalar, but a target counts along an axis of classes; return shape (1,)."
+        )
 
 
 def each(target: jax.Array, batch: tuple[int, ...]) -> jax.Array:
-    """A target for each example, in int32; several if one more axis counts them in front."""
+    """A target for each example, int32, -1 where it can be no class; several if one more axis counts them in front."""
     if not jnp.issubdtype(target.dtype, jnp.integer):
         raise TypeError(f"target must be an int or an array of ints, one for each example; got dtype {target.dtype}.")
     several = target.ndim == len(batch) + 1 and all(n in (1, m) for n, m in zip(target.shape[1:], batch, strict=True))
@@ -295,8 +314,11 @@ def each(target: jax.Array, batch: tuple[int, ...]) -> jax.Array:
             f"target has shape {target.shape}; expected () or {batch}, one class for each example, with an axis"
             " in front to explain several for each."
         )
-    # a narrow type cannot count all classes
-    return jnp.broadcast_to(target.astype(jnp.int32), (*target.shape[:1], *batch) if several else batch)
+    wrong = target < 0
+    if jnp.iinfo(target.dtype).max > (most := np.iinfo(np.int32).max):
+        wrong |= target > most
+    target = jnp.where(wrong, -1, target.astype(jnp.int32))  # whose narrow type could not count all classes
+    return jnp.broadcast_to(target, (*target.shape[:1], *batch) if several else batch)
 
 
 def check(args: Sequence[Any], argnum: int, target: Any, relevance: Any) -> Any:

@@ -219,3 +219,16 @@ def test_calls_that_cannot_be_explained_are_refused_as_by_lrp():
         lrp_jax.conservation(lambda x: x, [])(np.ones(3))
     with pytest.raises(TypeError, match="either target or relevance"):
         books(cnn_params(), images(), target=1, relevance=np.ones((3, 3)))
+    with pytest.raises(ValueError, match=r"target has shape \(2, 1\); expected one for each of 3 examples"):
+        books(cnn_params(), images(), target=np.arange(2)[:, None])
+    with pytest.raises(ValueError, match="one target of each example; call it for each of several"):
+        books(cnn_params(), images(), target=np.arange(3)[:, None])
+
+
+def test_one_target_for_all_positions():
+    def fn(w, x):
+        return x @ w
+
+    w, x = np.random.default_rng(0).normal(size=(4, 3)), np.random.default_rng(1).normal(size=(2, 5, 4))
+    ledger = lrp_jax.conservation(fn, rules.Epsilon())(w, x, target=1)
+    np.testing.assert_allclose(ledger.score, (x @ w)[..., 1].sum(1))

@@ -329,6 +329,10 @@ def test_layers_are_selected_by_position_and_predicate():
     assert (str(first(count=2)), str(last("conv"))) == ("first(count=2)", 'last("conv")')
     with pytest.raises(ValueError, match="count must be 1 or more"):
         first(count=0)
+    with pytest.raises(TypeError, match="kinds of layers are named, such as 'conv'; got 2"):
+        first(2)
+    with pytest.raises(ValueError, match="no kind 'dens'; did you mean 'dense'"):
+        last("dens")
     assert at(depth(0, 0.5)) == ["conv1", "conv2", "conv3"]
     assert at(depth(0.5, 1, "conv")) == ["conv2", "conv3"]
     assert at(lambda step: step.kind == "dense" and step.out_shape[-1] == 3) == ["fc2"]

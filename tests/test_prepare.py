@@ -110,3 +110,28 @@ def test_other_shapes_and_targets_are_refused():
         ready(x, target=1, relevance=np.ones((2, 3)))
     with pytest.raises(IndexError, match="argnum=-1"):
         explain.prepare()
+    with pytest.raises(ValueError, match="prepare would undo what remat=True does"):
+        lrp_jax.lrp(cnn, rules.Epsilon(), remat=True).prepare(params, x)
+    with pytest.raises(TypeError, match="select them, for example with select='logits'"):
+        lrp_jax.lrp(lambda p, x: {"logits": cnn(p, x)}, rules.Epsilon()).prepare(params, x)
+    with pytest.raises(ValueError, match=r"returned a scalar.*return shape \(1,\)"):
+        lrp_jax.lrp(lambda p, x: cnn(p, x).sum(), rules.Epsilon()).prepare(params, x)
+
+
+def test_settings_and_weak_types_are_prepared_for_anew():
+    explain = lrp_jax.lrp(lambda scale, w, x: (x * scale) @ w, rules.Zero())
+    w, x = jnp.ones((4, 2), jnp.bfloat16), jnp.ones((1, 4), jnp.bfloat16)
+    with jax.numpy_dtype_promotion("standard"):
+        for scale in (1.2345, np.float32(1.2345)):
+            np.testing.assert_array_equal(explain.prepare(scale, w, x)(x), explain(scale, w, x))
+    w, x = np.ones((4, 2)), np.ones((1, 4))
+    assert "HIGHEST" not in str(jax.make_jaxpr(explain.prepare(1.0, w, x))(x))
+    with jax.default_matmul_precision("highest"):
+        assert "HIGHEST" in str(jax.make_jaxpr(explain.prepare(1.0, w, x))(x))
+
+
+def test_products_of_parameters_are_computed_before_even_if_they_are_large():
+    explain = lrp_jax.lrp(lambda a, b, x: x @ (a @ b), rules.Epsilon(), argnum=2)
+    a, b, x = np.ones((16, 2)), np.ones((2, 16)), np.ones((1, 16))
+    count = lambda f, *args: str(jax.make_jaxpr(f)(*args)).count("dot_general")
+    assert count(explain.prepare(a, b, x), x) < count(explain, a, b, x)

@@ -370,6 +370,24 @@ def test_rules_see_weights_by_closure_and_all_biases():
     np.testing.assert_allclose(closed, given, rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "dtype"), [(-(2**31), jnp.int32), (2**31, jnp.uint32), (2**32 + 1, jnp.int64), (-2, jnp.int8)]
+)
+def test_a_target_of_any_type_that_is_no_class_is_nan(wrong, dtype):
+    params, x = cnn_params(), images(2)
+    explain = lrp_jax.lrp(cnn, rules.Epsilon())
+    for found in (explain, explain.prepare(params, x)):
+        args = (params, x) if found is explain else (x,)
+        R = found(*args, target=jnp.asarray([wrong, 1], dtype))
+        assert np.isnan(R[0]).all()
+        assert np.isfinite(R[1]).all()
+
+
+def test_remat_of_nothing_is_nothing():
+    x = np.ones((1, 3))
+    np.testing.assert_array_equal(lrp_jax.lrp(lambda x: x, [], remat=True)(x, target=1), [[0, 1, 0]])
+
+
 def test_a_narrow_target_counts_all_classes():
     R = lrp_jax.lrp(lambda x: x, [])(np.ones((1, 600)), target=np.array([3], np.uint8))
     assert R.sum() == R[0, 3] == 1

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lrp-jax", description="Layer-wise Relevance Propagation in JAX.")
     parser.add_argument("--version", action="version", version=f"lrp-jax {lrp_jax.__version__}")
-    cache = f"do not keep what is compiled for the next time, in {cache_folder()}"
+    cache = f"do not keep what is compiled for the next time, in {cache_folder().replace('%', '%%')}"
     parser.add_argument("--no-cache", action="store_false", dest="cache", help=cache)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from pathlib import Path
 
 
 class CommandError(Exception):
@@ -15,16 +14,18 @@ def complain(error: Exception) -> int:
     return 2
 
 
-def cache_folder() -> Path:
+def cache_folder() -> str:
     """Where compiled code is kept from one call to the next: JAX's own setting, or the user's cache folder."""
     import platformdirs
 
-    return Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or platformdirs.user_cache_path("lrp_jax") / "compiled")
+    own = os.path.join(platformdirs.user_cache_dir("lrp_jax"), "compiled")
+    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or own
 
 
 def keep_compiled() -> None:
     """Keeps compiled code in the cache folder, and takes it from there."""
     import jax
 
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_compilation_cache_dir", cache_folder())
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

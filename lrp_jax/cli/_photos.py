@@ -211,14 +211,14 @@ def _relevances(
             if top == 1:
                 logits, relevance = explain(params, x, target=target)
                 relevance = relevance[None]
+                order = np.argmax(logits, axis=-1)[:, None] if target is None else np.full((size, 1), target)
             else:
-                likeliest = np.argsort(-np.asarray(logits_of(params, x)), axis=-1)[:, :top]
-                logits, relevance = explain(params, x, target=likeliest.T)
+                order = np.argsort(-np.asarray(logits_of(params, x)), axis=-1)[:, :top]
+                logits, relevance = explain(params, x, target=order.T)
             from lrp_jax import plot  # noqa: F401  takes a while, and so does what is computed meanwhile
 
             logits, relevance = np.asarray(logits), np.asarray(relevance)
             shares = np.asarray(jax.nn.softmax(logits))
-            order = np.argsort(-logits, axis=-1)[:, :top] if target is None else np.full((size, 1), target)
             for i, photo in enumerate(batch):
                 picks = zip(order[i].tolist(), relevance, strict=True)
                 yield photo, [Found(c, float(logits[i, c]), float(shares[i, c]), r[i]) for c, r in picks]

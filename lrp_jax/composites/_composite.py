@@ -110,29 +110,36 @@ def kind(*kinds: str) -> Position:
     Raises:
         ValueError: a name that is nearly, but not quite, one of those.
     """
+    return Position(_known(kinds))
+
+
+def _known(kinds: tuple[str, ...]) -> tuple[str, ...]:
+    """The kinds; raises ValueError where one is nearly a known one."""
     known = sorted(rules.LINEAR | rules.PRODUCTS | {"max_pool", "activation", "softmax", "layer"})
     for name in kinds:
+        if not isinstance(name, str):
+            raise TypeError(f"kinds of layers are named, such as 'conv'; got {name!r}.")
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
         if near and name not in known and name not in rules.MOVES:
             raise ValueError(f"no kind {name!r}; did you mean {near[0]!r}?")
-    return Position(kinds)
+    return kinds
 
 
 def first(*kinds: str, count: int = 1) -> End:
     """The first layer of these kinds, by default of those with weights; or the first few."""
-    return End(kinds or WEIGHTED, True, count)
+    return End(_known(kinds) or WEIGHTED, True, count)
 
 
 def last(*kinds: str, count: int = 1) -> End:
     """The last layer of these kinds, by default of those with weights; or the last few."""
-    return End(kinds or WEIGHTED, False, count)
+    return End(_known(kinds) or WEIGHTED, False, count)
 
 
 def depth(low: float, high: float, *kinds: str) -> Position:
     """The layers of these kinds (by default those with weights) from fraction `low` to `high` of their depth."""
     if not 0 <= low <= high <= 1:
         raise ValueError(f"depth({low}, {high}): expected fractions 0 <= low <= high <= 1.")
-    return Position(kinds or WEIGHTED, low, high)
+    return Position(_known(kinds) or WEIGHTED, low, high)
 
 
 Selector = str | Position | End | Callable[[Any], bool]

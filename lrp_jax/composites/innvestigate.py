@@ -20,6 +20,7 @@ class AlphaBetaX(rules.LinearRule):
     """`AlphaBetaX2m100`: positive inputs alone, 2 a+ w+ / sum(a+ w+ + b+) - a+ w- / sum(a+ w- + b-)."""
 
     eps: float | rules.Stabilizer = dataclasses.field(default=_EPS, kw_only=True)
+    bias: str = dataclasses.field(default="absorb", init=False)
 
     def __call__(self, layer, a, params, R):
         a = jnp.maximum(a, 0)
