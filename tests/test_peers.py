@@ -23,8 +23,6 @@ if (FOLDER / "cases.json").exists():
 
 NOT_RULES = {  # what other parts of the library answer for
     "arras/lstm_bidi_bias0": "its weights are not there; the same network is in test_models_of_all_kinds.py",
-    "zennit-composite/vgg/GuidedBackprop": "no relevance method",
-    "zennit-composite/vgg/DeconvNet": "no relevance method",
 }
 
 
@@ -265,6 +263,8 @@ ZENNIT_COMPOSITES = {
     "EpsilonAlpha2Beta1": composites.zennit.epsilon_alpha2_beta1(),
     "EpsilonAlpha2Beta1Flat": composites.zennit.epsilon_alpha2_beta1_flat(),
     "ExcitationBackprop": composites.zennit.excitation_backprop(),
+    "GuidedBackprop": composites.zennit.guided_backprop(),
+    "DeconvNet": composites.zennit.deconvnet(),
 }
 
 

@@ -2,10 +2,13 @@
 
 BatchNorm is merged into the layer beside it, as by zennit's canonizers; `epsilon_plus().unmerged()` hands its relevance
 on unchanged, as zennit does without them. zennit usually starts relevance from 1 at the explained class:
-`output=outputs.one_hot`.
+`output=outputs.one_hot`. `guided_backprop` and `deconvnet` are no relevance but gradients, changed at activations.
 """
 
-from typing import Any
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
 
 from lrp_jax import rules
 from lrp_jax.composites._composite import Composite, first, kind
@@ -61,3 +64,40 @@ def excitation_backprop(stabilizer: Eps = 1e-6, *, zero_bias: bool = False) -> C
     """`ExcitationBackprop`: z+ for all layers with weights."""
     rule = rules.ZPlus(**_options(stabilizer, zero_bias))
     return _layers(rule, 0.0, stabilizer, zero_bias=zero_bias) + [(kind("dense"), rule)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Derivative(rules.Route):
+    """The chain rule in place of relevance: R_j = sum_k dz_k/da_j R_k."""
+
+    fits: ClassVar[frozenset[str]] = rules.LINEAR
+
+
+@dataclasses.dataclass(frozen=True)
+class PositivePart(rules.Brief):
+    """Hands on what is positive, R_j = max(R_j, 0), with `guided` times the derivative of the activation.
+
+    Springenberg et al. 2015, "Striving for Simplicity", figure 1.
+    """
+
+    guided: bool
+
+    fits: ClassVar[frozenset[str]] = frozenset({"activation"})
+
+    def __call__(self, layer: Any, a: Any, params: Any, R: Any) -> Any:
+        """The part of `R` that is handed on."""
+        return jax.vjp(lambda a: layer(a, params), a)[1](rules.positive(R))[0] if self.guided else rules.positive(R)
+
+
+def _changed_gradient(guided: bool) -> Composite:
+    return Composite([(kind(*sorted(rules.LINEAR)), Derivative()), (kind("activation"), PositivePart(guided))])
+
+
+def guided_backprop() -> Composite:
+    """`GuidedBackprop`: the gradient, of which activations hand on what is positive."""
+    return _changed_gradient(True)
+
+
+def deconvnet() -> Composite:
+    """`DeconvNet`: the gradient with max(R, 0) in place of each activation's own."""
+    return _changed_gradient(False)
