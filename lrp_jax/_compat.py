@@ -78,10 +78,10 @@ def scan_arguments(params: dict[str, Any]) -> tuple[int, int]:
     return len(consts), len(carry)
 
 
-def bind(eqn: JaxprEqn, *values: Any, **changed: Any) -> list[Any]:
-    """The outputs of one equation, perhaps with changed parameters, traced under its own source line and settings."""
+def bind(eqn: JaxprEqn, *values: Any) -> list[Any]:
+    """The outputs of one equation, traced under its own source line and settings."""
     with at(eqn), eqn.ctx.manager:
-        out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params | changed))
+        out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
     return list(out) if eqn.primitive.multiple_results else [out]
 
 

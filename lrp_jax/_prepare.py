@@ -1,5 +1,6 @@
 """A function split in two: what depends on some of its arguments alone, and the rest."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -51,18 +52,24 @@ def split(fn: Callable, known: Any, *others: Any) -> tuple[Callable[[Any], Any],
     given, rest = inputs[: (count := len(jax.tree.leaves(known)))], inputs[count:]
     early, late = _divided(ops, set(given), results)
     made = {*given, *(v for op in early for v in op.outputs)} - {v for op in late for v in op.outputs}
-    kernels = {op: order for op in late if (order := _order(op)) and op.inputs[1] in made}
-    crossing = list(dict.fromkeys(v for op in late for v in op.inputs[: 1 if op in kernels else None] if v in made))
+    laid: dict[Value, tuple[Value, tuple[int, ...]]] = {}  # kernels in another order of axes: of which, in which
+    for i, op in enumerate(late):
+        if op.inputs[1:] and op.inputs[1] in made and (order := _order(op)):
+            x, own = op.inputs
+            laid[kernel := Value(own.aval)] = own, order
+            late[i] = dataclasses.replace(op, eqn=_for_laid_kernel(op), inputs=[x, kernel])
+    crossing = list(dict.fromkeys(v for op in late for v in op.inputs if v in made or v in laid))
     crossing += [v for v in results if v in made and v not in crossing]
 
     def first(known):
-        env = _run(early, dict(zip(given, jax.tree.leaves(known), strict=True)))
-        return [env[v] for v in crossing], [env[op.inputs[1]].transpose(order) for op, order in kernels.items()]
+        env = _trace.run(early, dict(zip(given, jax.tree.leaves(known), strict=True)))
+        env |= {kernel: env[own].transpose(order) for kernel, (own, order) in laid.items()}
+        return [env[v] for v in crossing]
 
     def second(values, *others):
-        env = dict(zip(crossing, values[0], strict=True)) | dict(zip(rest, jax.tree.leaves(others), strict=True))
-        env = _run(late, env, dict(zip(kernels, values[1], strict=True)))
-        return jax.tree.unflatten(jax.tree.structure(shape), [_trace.reader(env)(v) for v in results])
+        env = dict(zip(crossing, values, strict=True)) | dict(zip(rest, jax.tree.leaves(others), strict=True))
+        read = _trace.reader(_trace.run(late, env))
+        return jax.tree.unflatten(jax.tree.structure(shape), list(map(read, results)))
 
     return first, second
 
@@ -101,14 +108,9 @@ def _order(op: Op) -> tuple[int, ...]:
     return () if order == tuple(range(len(order))) else order
 
 
-def _run(ops: list[Op], env: dict[Value, Any], kernels: dict[Op, jax.Array] | None = None) -> dict[Value, Any]:
-    """The values after running the operations, some convolutions with a kernel laid out as (..., in, out)."""
-    for op in ops:
-        if kernels and op in kernels:
-            *spatial, into, out = range((kernel := kernels[op]).ndim)
-            numbers = op.eqn.params["dimension_numbers"]._replace(rhs_spec=(out, into, *spatial))
-            found = _compat.bind(op.eqn, env[op.inputs[0]], kernel, dimension_numbers=numbers)
-        else:
-            found = op(_trace.reader(env))
-        env.update(zip(op.outputs, found, strict=True))
-    return env
+def _for_laid_kernel(op: Op) -> _compat.JaxprEqn:
+    """The convolution of a kernel (..., in, out)."""
+    numbers = op.eqn.params["dimension_numbers"]
+    *spatial, into, out = range(len(numbers.rhs_spec))
+    numbers = numbers._replace(rhs_spec=(out, into, *spatial))
+    return op.eqn.replace(params=op.eqn.params | {"dimension_numbers": numbers})

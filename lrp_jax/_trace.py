@@ -314,9 +314,14 @@ def reader(env: dict[Value, Any]) -> Callable[[Value], Any]:
 
 def evaluate(ops: Sequence[Op], env: dict[Value, Any]) -> Any:
     """Runs the operations in order on the values in `env`; returns the last one's output, or outputs."""
-    env = dict(env)
-    results: list[Any] = []
-    for op in ops:
-        results = op(reader(env))
-        env.update(zip(op.outputs, results, strict=True))
+    after = run(ops, env)
+    results = [after[v] for v in ops[-1].outputs]
     return results[0] if len(results) == 1 else results
+
+
+def run(ops: Sequence[Op], env: dict[Value, Any]) -> dict[Value, Any]:
+    """The values in `env`, and those that the operations make of them in order."""
+    env = dict(env)
+    for op in ops:
+        env.update(zip(op.outputs, op(reader(env)), strict=True))
+    return env

@@ -107,7 +107,8 @@ def lrp(
             raise ValueError("prepare would undo what remat=True does; use the one or the other.")
         args = list(arrange(args))
         target = check(args, argnum, target, relevance)
-        logits = _shape_of(_trace.trace(fn, args, argnum).output.aval)
+        aval = _trace.trace(fn, args, argnum).output.aval
+        logits = jax.ShapeDtypeStruct(aval.shape, aval.dtype)
         begin = _begin(target, relevance, logits)
         x = args.pop(argnum % len(args))
         first, second = halves(args, x, *begin)
@@ -151,10 +152,6 @@ class Chosen(NamedTuple):
 
 HIGHEST = -2
 """As one of the chosen targets: the class with the highest logit."""
-
-
-def _shape_of(aval: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
 
 def _signature(x: Any, begin: tuple[Any, Any]) -> tuple[Any, ...]:
@@ -222,7 +219,7 @@ def run(
 
         def segment(values, ops=ops, known=known, made=made):
             after = advance(ops, dict(zip(known, values, strict=True)))
-            made[:] = [v for v in after if v not in known]
+            made[:] = list(after)[len(known) :]
             return [after[v] for v in made]
 
         env.update(zip(made, jax.checkpoint(segment)([env[v] for v in known]), strict=True))
