@@ -15,20 +15,14 @@ from run import OURS, alternate, ceiling, machine
 
 import lrp_jax
 from lrp_jax import outputs
-from lrp_jax.models.vgg import VGG
+from lrp_jax.models.vgg import STAGES, VGG
 
-DEPTHS = {
-    11: ((64,), (128,), (256, 256), (512, 512), (512, 512)),
-    13: ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512)),
-    16: ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3),
-    19: ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4),
-}
 SHOWN = ("forward", "gradient", "epsilon", "epsilon_gamma_box")
 
 
 def compiled(name: str, batch: int = 1, pixels: int = 96, depth: int = 16, classes: int = 1):
     """One contestant compiled: a call, its operations and the bytes that it moves."""
-    network = VGG(classes=10, hidden=(256, 256), stages=DEPTHS[depth])
+    network = VGG(classes=10, hidden=(256, 256), stages=STAGES[depth])
     x = jax.random.normal(jax.random.key(1), (batch, pixels, pixels, 3), jnp.float32)
     params = jax.jit(network.init)(jax.random.key(0), x)
     if name == "forward":

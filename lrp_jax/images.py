@@ -20,43 +20,64 @@ class Preprocessing:
         resize: length of the shorter side, in pixels, after bilinear resizing with antialiasing.
         crop: side of the square cut from the centre, in pixels.
         mean, std: per colour channel, for RGB in [0, 1].
+        bgr: whether the network takes blue, green, red instead.
+        multiple: what the sides of larger pictures are multiples of, as the network halves them again and again.
     """
 
     resize: int = 256
     crop: int = 224
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    bgr: bool = False
+    multiple: int = 32
 
     def __post_init__(self):
         if not 0 < self.crop <= self.resize:
             raise ValueError(f"crop {self.crop} must be at least 1 and at most resize {self.resize}.")
 
+    @classmethod
+    def caffe(cls) -> "Preprocessing":
+        """That of Caffe, which Keras took over: BGR in [0, 255], minus the mean colour of ImageNet."""
+        return cls(mean=(123.68 / 255, 116.779 / 255, 103.939 / 255), std=(1 / 255,) * 3, bgr=True)
+
     @property
     def low(self) -> tuple[float, ...]:
         """The value of a black pixel after preprocessing, per channel: z^B's lower bound."""
-        return tuple(-m / s for m, s in zip(self.mean, self.std, strict=True))
+        return self._grey(0.0)
 
     @property
     def high(self) -> tuple[float, ...]:
         """The value of a white pixel after preprocessing, per channel: z^B's upper bound."""
-        return tuple((1 - m) / s for m, s in zip(self.mean, self.std, strict=True))
+        return self._grey(1.0)
 
-    def cut(self, image: Image.Image) -> Image.Image:
-        """The resized centre crop, `crop` x `crop` pixels, still a picture."""
-        short = min(image.size)
+    def _grey(self, level: float) -> tuple[float, ...]:
+        values = tuple((level - m) / s for m, s in zip(self.mean, self.std, strict=True))
+        return values[::-1] if self.bgr else values
+
+    def cut(self, image: Image.Image, size: int | None = None) -> Image.Image:
+        """What the network sees, still a picture: the resized centre crop, or all of it, larger.
+
+        Args:
+            image: the picture.
+            size: length of the shorter side, in pixels, of all of the picture but what its sides have over a
+                `multiple`; by default, `resize` and then `crop` apply.
+        """
+        short, resize = min(image.size), size or self.resize
 
         def span(side):  # of the picture's own pixels: only what the crop needs is resized, however long the rest
-            resized = self.resize * side // short
-            start = round((resized - self.crop) / 2)
-            return start * side / resized, (start + self.crop) * side / resized
+            resized = resize * side // short
+            crop = resized // self.multiple * self.multiple if size else self.crop
+            start = round((resized - crop) / 2)
+            return crop, start * side / resized, (start + crop) * side / resized
 
-        (left, right), (top, bottom) = map(span, image.size)
-        return image.resize((self.crop, self.crop), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+        (width, left, right), (height, top, bottom) = map(span, image.size)
+        return image.resize((width, height), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
 
     def normalize(self, image: Image.Image) -> np.ndarray:
-        """The network's input, float32 (crop, crop, 3), of a crop."""
+        """The network's input, float32 (H, W, 3), of a picture that `cut` returned."""
         pixels = np.asarray(image, np.float32) / 255
-        return (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        x = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        return x[..., ::-1] if self.bgr else x
 
 
 def read(path: str | Path) -> Image.Image:

@@ -43,35 +43,43 @@ def heatmap(relevance: Any, ax: Axes, *, vmax: float | None = None) -> Axes:
     """
     vmax = limit(relevance) if vmax is None else vmax
     drawn = ax.imshow(pixels(relevance), cmap=COLOURS, vmin=-vmax, vmax=vmax, interpolation="nearest")
-    bar = ax.figure.colorbar(drawn, ax=ax, fraction=0.046, pad=0.03, extend="both")
+    bar = ax.figure.colorbar(drawn, cax=ax.inset_axes((1.03, 0, 0.05, 1)), extend="both")
     bar.ax.tick_params(labelsize=7)
+    bar.ax.yaxis.offsetText.set_fontsize(7)
     ax.set_axis_off()
     return ax
 
 
-def explanation(photo: Image.Image, relevances: Sequence[Any], titles: Sequence[str], caption: str = "") -> Figure:
+def explanation(
+    photo: Image.Image, relevances: Sequence[Any], titles: Sequence[str], caption: str = "", places: Sequence[Any] = ()
+) -> Figure:
     """A photo and, beside it, one heatmap for each explained class.
 
     Args:
-        photo: the crop that the network saw.
+        photo: what the network saw.
         relevances: relevance (H, W, C) for each class.
         titles: a line above each heatmap.
         caption: a line below.
+        places: for each class, its logit at each place of the photo (rows, columns), drawn beside the heatmap.
 
     Returns:
         The figure, not attached to any window.
     """
-    columns = min(1 + len(relevances), 4)
-    rows = math.ceil((1 + len(relevances)) / columns)
-    figure = Figure(figsize=(3.5 * columns + 0.2, 3.3 * rows + 0.2), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for ax in axes[1 + len(relevances) :]:
+    count = 1 + len(relevances)
+    columns = 3 if places else min(count, 4)
+    rows = len(relevances) if places else math.ceil(count / columns)
+    height = min(3.3 * photo.height / photo.width, 6.0) + 0.25
+    figure = Figure(figsize=(3.5 * columns + 0.2, height * rows + 0.2), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.ravel():
         ax.set_axis_off()
-    axes[0].imshow(photo)
-    axes[0].set_axis_off()
-    axes[0].set_title("what the network saw", fontsize=9)
-    for ax, relevance, title in zip(axes[1 : 1 + len(relevances)], relevances, titles, strict=True):
+    axes[0, 0].imshow(photo)
+    axes[0, 0].set_title("what the network saw", fontsize=9)
+    maps = axes[:, 1] if places else axes.ravel()[1:count]
+    for ax, relevance, title in zip(maps, relevances, titles, strict=True):
         heatmap(relevance, ax).set_title(title, fontsize=9)
+    for ax, logits in zip(axes[:, 2] if places else (), places, strict=True):
+        heatmap(logits, ax).set_title("its logit at each place", fontsize=9)
     figure.supxlabel(caption, fontsize=8, color="0.35")
     return figure
 

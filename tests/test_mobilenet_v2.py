@@ -39,7 +39,8 @@ def test_logits_are_torchs(photo, params, request):
 
 
 def test_weights_are_torchvisions(params, data):
-    torch = weights.read_torch(data / "weights" / "mobilenet_v2-b0353104.pth")
+    file = data / "weights" / "mobilenet_v2-b0353104.pth"
+    torch = weights.read(file)
     learned = sum(tensor.size for name, tensor in torch.items() if not name.endswith("num_batches_tracked"))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == learned == 3_538_984
     np.testing.assert_array_equal(params["classifier"]["kernel"], torch["classifier.1.weight"].T)
@@ -49,6 +50,7 @@ def test_weights_are_torchvisions(params, data):
     np.testing.assert_array_equal(
         params["batch_stats"]["block2_1"]["project_norm"]["var"], torch["features.2.conv.3.running_var"]
     )
+    jax.tree.map(np.testing.assert_array_equal, MODEL.params(file), params)
 
 
 def merged(params, stats):

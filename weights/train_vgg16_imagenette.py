@@ -49,7 +49,8 @@ def read_convolutions(path):
 def pool5(convolutions):
     """The function from images (N, 224, 224, 3) to the input of the first dense layer (N, 25088)."""
     convolutions = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), convolutions)
-    return jax.jit(lambda x: MODEL.network.apply({"params": convolutions}, x, method="features"))
+    network: Any = MODEL.network
+    return jax.jit(lambda x: network.apply({"params": convolutions}, x, method="features").reshape(len(x), -1))
 
 
 def features(convolutions, folder, mirrored, file):

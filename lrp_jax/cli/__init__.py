@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import lrp_jax
-from lrp_jax.cli import _photos, _text
+from lrp_jax.cli import _photos, _text, _weights
 from lrp_jax.cli._common import CommandError, cache_folder, complain, keep_compiled
 
 
@@ -35,4 +35,5 @@ def _parser() -> argparse.ArgumentParser:
 
     _photos.add(commands)
     _text.add(commands)
+    _weights.add(commands)
     return parser

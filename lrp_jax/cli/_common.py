@@ -2,6 +2,8 @@
 
 import os
 import sys
+from pathlib import Path
+from typing import Any
 
 
 class CommandError(Exception):
@@ -29,3 +31,31 @@ def keep_compiled() -> None:
     jax.config.update("jax_compilation_cache_dir", cache_folder())
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def model_of(name: str) -> Any:
+    """The network of this name."""
+    from lrp_jax import models
+
+    try:
+        return models.load(name)
+    except ValueError as error:
+        raise CommandError(error) from None
+
+
+def suits(path: str | Path) -> str:
+    """Which networks' weights the file holds, as the end of a sentence; nothing where there is no more to say."""
+    from lrp_jax import models, weights
+
+    def fits(model):
+        try:
+            return weights.arrange(tensors, model.shapes, model.layouts, path, model.top)
+        except weights.WeightsError:
+            return None
+
+    try:
+        tensors = weights.read(path)
+    except weights.WeightsError:
+        return ""
+    names = [f"--model {model.name}" for model in models.registry().values() if fits(model)]
+    return f" It suits {' or '.join(names)}." if names else ""

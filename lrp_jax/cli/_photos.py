@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lrp_jax
-from lrp_jax.cli._common import CommandError, complain
-from lrp_jax.models import MODELS, load
+from lrp_jax.cli._common import CommandError, complain, model_of, suits
+from lrp_jax.models import DEFAULT
 
 BATCH = 8
 """Photographs explained at a time."""
@@ -23,12 +23,13 @@ class Photo(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What the network made of a photograph, for one explained class."""
+    """What the network made of a photograph, for one explained class; on a larger one, its logit place by place."""
 
     target: int
     logit: float
     probability: float
     relevance: Any
+    places: Any = None
 
 
 def add(commands) -> None:
@@ -58,9 +59,12 @@ def add(commands) -> None:
 def _add_common(command: argparse.ArgumentParser):
     """Adds what both commands ask for; returns the group of options that say which class."""
     command.add_argument("photos", nargs="+", metavar="PHOTO", help="any image that Pillow reads")
-    networks = "; ".join(f"{name}, {about}" for name, about in MODELS.items())
-    default = next(iter(MODELS))
-    command.add_argument("--model", default=default, metavar="NAME", help=f"{networks} (default: {default})")
+    network = f"the network; `lrp-jax models` lists them (default: {DEFAULT})"
+    command.add_argument("--model", default=DEFAULT, metavar="NAME", help=network)
+    weights = "its weights, in a file of this project, torchvision, timm, Keras or Flax (default: the model's own)"
+    command.add_argument("--weights", type=Path, metavar="FILE", help=weights)
+    size = "length of the shorter side, for the whole picture in more detail (default: the model's own centre crop)"
+    command.add_argument("--size", type=_positive, metavar="PIXELS", help=size)
     rules = "the rules (default: the model's recommended ones); a wrong name lists all"
     command.add_argument("--composite", metavar="NAME", help=rules)
     folder = "folder for the files (default: the current one)"
@@ -74,14 +78,14 @@ def _add_common(command: argparse.ArgumentParser):
 
 def _positive(text: str) -> int:
     if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"expected a number of classes, 1 or more; got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a whole number, 1 or more; got {text!r}")
     return int(text)
 
 
 def _explain(options) -> int:
     model, target, photos, failed = _prepare(options)
     records = []
-    for photo, found in _relevances(model, photos, options.composite, target, options.top):
+    for photo, found in _relevances(model, photos, target, options):
         try:
             records.append(_write(photo, found, model, options))
         except OSError as error:
@@ -96,7 +100,7 @@ def _explain(options) -> int:
 
 def _check(options) -> int:
     model, target, photos, failed = _prepare(options)
-    params = _params(model) if photos else None
+    params = _params(model, options.weights) if photos else None
     books = lrp_jax.conservation(model.apply, model.composites[options.composite]())
     for photo in photos:
         ledger = books(params, model.preprocessing.normalize(photo.crop)[None], target=target)
@@ -125,8 +129,8 @@ def _draw(ledger, title: str, file: Path) -> None:
 
 def _prepare(options) -> tuple[Any, int | None, list[Photo], int]:
     """The model, the class to explain, the photographs that could be read, and 2 if any could not."""
+    model = model_of(options.model)
     try:
-        model = load(options.model)
         options.composite = options.composite or model.presets[0]
         if options.composite not in model.composites:
             raise CommandError(f"no composite {options.composite!r}; there are {', '.join(model.composites)}.")
@@ -135,6 +139,8 @@ def _prepare(options) -> tuple[Any, int | None, list[Photo], int]:
         raise CommandError(error) from None
     if options.top > len(model.classes):
         raise CommandError(f"--top {options.top}, but {model.name} knows {len(model.classes)} classes.")
+    if options.size and options.size < model.preprocessing.crop:
+        raise CommandError(f"--size {options.size}, but {model.name} needs {model.preprocessing.crop} pixels or more.")
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -148,16 +154,19 @@ def _prepare(options) -> tuple[Any, int | None, list[Photo], int]:
     return model, target, photos, failed
 
 
-def _params(model):
-    """The model's weights on the device."""
+def _params(model, path: Path | None):
+    """The model's weights on the device, each brought there as the host lets go of it."""
     import jax
 
     from lrp_jax.weights import WeightsError
 
     try:
-        return jax.device_put(model.params())
+        leaves, tree = jax.tree.flatten(model.params(path))
     except WeightsError as error:
-        raise CommandError(error) from None
+        raise CommandError(f"{error}{suits(path) if path else ''}") from None
+    for i, leaf in enumerate(leaves):
+        leaves[i] = jax.device_put(leaf)
+    return jax.tree.unflatten(tree, leaves)
 
 
 def _stems(paths: Sequence[str]) -> Iterator[str]:
@@ -180,7 +189,7 @@ def _read(path: str, stem: Path, preprocessing, options) -> Photo:
         if file.exists() and not options.overwrite:
             raise CommandError(f"{path}: {file} exists; use --overwrite to replace it, or --out for another folder.")
     try:
-        return Photo(path, preprocessing.cut(images.read(path)), stem)
+        return Photo(path, preprocessing.cut(images.read(path), options.size), stem)
     except images.ImageError as error:
         raise CommandError(error) from None
 
@@ -189,20 +198,19 @@ def _files(stem: Path, options) -> list[Path]:
     return [stem.with_name(f"{stem.name}{end}") for end in options.ends(options)]
 
 
-def _relevances(
-    model, photos: Sequence[Photo], composite: str, target: int | None, top: int
-) -> Iterator[tuple[Photo, list[Found]]]:
-    """Explains the photographs in batches of one size, so that the network is compiled once."""
+def _relevances(model, photos: Sequence[Photo], target: int | None, options) -> Iterator[tuple[Photo, list[Found]]]:
+    """Explains the photographs in batches of one size, so that the network is compiled once; larger ones singly."""
     if not photos:
         return
     import jax
     import numpy as np
     from tqdm import tqdm
 
-    params = _params(model)
-    explain = lrp_jax.lrp(model.apply, model.composites[composite](), value=True)
+    params, top = _params(model, options.weights), options.top
+    explain = lrp_jax.lrp(model.apply, model.composites[options.composite](), value=True)
     logits_of = jax.jit(model.apply)
-    size = min(BATCH, len(photos))
+    places_of = jax.jit(model.class_map) if options.size and model.has_class_map else None
+    size = 1 if options.size else min(BATCH, len(photos))
     with tqdm(total=len(photos), unit="photo", disable=len(photos) == 1 or None, leave=False) as progress:
         for start in range(0, len(photos), size):
             batch = photos[start : start + size]
@@ -217,11 +225,13 @@ def _relevances(
                 logits, relevance = explain(params, x, target=order.T)
             from lrp_jax import plot  # noqa: F401  takes a while, and so does what is computed meanwhile
 
+            places = np.asarray(places_of(params, x)) if places_of else None
             logits, relevance = np.asarray(logits), np.asarray(relevance)
             shares = np.asarray(jax.nn.softmax(logits))
             for i, photo in enumerate(batch):
-                picks = zip(order[i].tolist(), relevance, strict=True)
-                yield photo, [Found(c, float(logits[i, c]), float(shares[i, c]), r[i]) for c, r in picks]
+                maps = [None if places is None else places[i, ..., c] for c in order[i]]
+                picks = zip(order[i].tolist(), relevance, maps, strict=True)
+                yield photo, [Found(c, float(logits[i, c]), float(shares[i, c]), r[i], m) for c, r, m in picks]
                 progress.update()
 
 
@@ -235,15 +245,19 @@ def _write(photo: Photo, found: Sequence[Found], model, options) -> dict[str, An
     titles = [
         f"{name}: logit {f.logit:.2f}, relevance {f.relevance.sum():.3g}" for name, f in zip(names, found, strict=True)
     ]
+    places = [f.places for f in found if f.places is not None]
     caption = f"{model.name}, {options.composite}; each map's colours end at its own 99.5th percentile"
-    figure = plot.explanation(photo.crop, [f.relevance for f in found], titles, caption)
+    figure = plot.explanation(photo.crop, [f.relevance for f in found], titles, caption, places)
     files = _files(photo.stem, options)
     figure.savefig(files[0], dpi=150)
     if options.npz:
-        np.savez_compressed(
-            files[1], relevance=np.stack([f.relevance for f in found]), target=np.array([f.target for f in found]),
-            logit=np.array([f.logit for f in found]), name=np.array(names), crop=np.asarray(photo.crop),
-        )  # fmt: skip
+        arrays = {
+            "relevance": np.stack([f.relevance for f in found]), "target": np.array([f.target for f in found]),
+            "logit": np.array([f.logit for f in found]), "name": np.array(names), "crop": np.asarray(photo.crop),
+        }  # fmt: skip
+        if places:
+            arrays["class_map"] = np.stack(places)
+        np.savez_compressed(files[1], **arrays)
     classes = [
         {"class": name, "index": f.target, "wnid": model.classes[f.target][0], "probability": f.probability,
          "logit": f.logit, "relevance": float(f.relevance.sum(dtype=np.float64))}

@@ -1,17 +1,24 @@
-"""Networks with their weights, one file each."""
+"""Networks with their weights. A file here that has `MODELS` adds them to the registry; nothing else is needed."""
 
+import functools
 import importlib
+import pkgutil
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lrp_jax.models.pretrained import Pretrained
 
-MODELS = {
-    "vgg16_imagenette": "VGG-16 for ten classes: tench, English springer, cassette player, chain saw, church, "
-    "French horn, garbage truck, gas pump, golf ball, parachute",
-    "mobilenet_v2": "MobileNetV2 for the 1000 classes of ImageNet",
-}
-"""The names of the files here that hold a `MODEL`, with what it is; the first one is the command's default."""
+DEFAULT = "vgg16_imagenette"
+"""The command's network where none is named."""
+
+
+@functools.cache
+def registry() -> dict[str, "Pretrained"]:
+    """All networks for photographs by name, the default first."""
+    names = [module.name for module in pkgutil.iter_modules(__path__)]
+    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
+    models = [model for module in modules for model in getattr(module, "MODELS", ())]
+    return {model.name: model for model in sorted(models, key=lambda model: model.name != DEFAULT)}
 
 
 def load(name: str) -> "Pretrained":
@@ -20,6 +27,6 @@ def load(name: str) -> "Pretrained":
     Raises:
         ValueError: no such network; the message lists them.
     """
-    if name not in MODELS:
-        raise ValueError(f"no model {name!r}; there are {', '.join(MODELS)}.")
-    return importlib.import_module(f"lrp_jax.models.{name}").MODEL
+    if name not in registry():
+        raise ValueError(f"no model {name!r}; there are {', '.join(registry())}.")
+    return registry()[name]

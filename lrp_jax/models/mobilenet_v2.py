@@ -5,6 +5,7 @@ import jax
 
 from lrp_jax.images import Preprocessing
 from lrp_jax.models.pretrained import Pretrained, imagenet_classes
+from lrp_jax.weights import TORCH, TORCH_KERNELS, Layout
 
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
@@ -65,6 +66,20 @@ class MobileNetV2(nn.Module):
         return nn.Dense(self.classes, name="classifier")(x.mean((-3, -2)))
 
 
+def _torchvision() -> Layout:
+    """How torchvision keeps it: blocks and the layers in each by their numbers."""
+    layers = {"conv_first": "features.0.0", "conv_first_norm": "features.0.1", "classifier": "classifier.1"}
+    blocks = [(f"block{i}_{j}", t) for i, (t, _, n, _) in enumerate(STAGES, 1) for j in range(1, n + 1)]
+    for k, (block, expansion) in enumerate(blocks, 1):
+        for m, layer in enumerate(["expand", "depthwise"] if expansion > 1 else ["depthwise"]):
+            layers |= {f"{block}/{layer}{norm}": f"features.{k}.conv.{m}.{i}" for i, norm in enumerate(("", "_norm"))}
+        m = 2 if expansion > 1 else 1
+        layers |= {f"{block}/project": f"features.{k}.conv.{m}", f"{block}/project_norm": f"features.{k}.conv.{m + 1}"}
+    last = len(blocks) + 1
+    layers |= {"conv_last": f"features.{last}.0", "conv_last_norm": f"features.{last}.1"}
+    return Layout(layers, TORCH, TORCH_KERNELS, ignored=r".*\.num_batches_tracked")
+
+
 MODEL = Pretrained(
     name="mobilenet_v2",
     network=MobileNetV2(),
@@ -73,7 +88,11 @@ MODEL = Pretrained(
     presets=("epsilon_gamma_box", "epsilon_plus_flat", "epsilon_plus"),
     about={
         "what": "MobileNetV2 for the 1000 classes of ImageNet; float32",
-        "weights": "torchvision (MobileNet_V2_Weights.IMAGENET1K_V1), BSD-3-Clause, Copyright (c) Soumith Chintala "
-        "2016, converted by weights/convert_mobilenet_v2.py",
+        "weights": "torchvision (MobileNet_V2_Weights.IMAGENET1K_V1), Copyright (c) Soumith Chintala 2016",
+        "licence": "BSD-3-Clause",
     },
+    top=("classifier",),
+    layouts=(_torchvision(),),
 )
+
+MODELS = (MODEL,)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import heapq
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -9,16 +10,20 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
+import platformdirs
+from filelock import FileLock
 
 from lrp_jax import composites, weights
 from lrp_jax.images import Preprocessing
 
-_FOLDERS = (Path(__file__).parents[1] / "_data", Path(__file__).parents[2] / "weights")  # installed, or a checkout
+_SHIPPED = (Path(__file__).parents[1] / "_data", Path(__file__).parents[2] / "weights")  # installed, or a checkout
 
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A network whose weights come with the package.
+    """A network for photographs whose weights come with the package, can be downloaded, or are read from a file.
 
     Attributes:
         name: how it is called on the command line.
@@ -26,7 +31,10 @@ class Pretrained:
         classes: WordNet id and English name of each class, in the order of the logits.
         preprocessing: from a photograph to the network's input.
         presets: the names of the composites that suit it, the recommended one first.
-        about: what it is, where its weights come from and under which licence.
+        about: what it is (`what`), where its weights come from, and under which licence (`licence`).
+        top: the names of the layers that make classes of features; a file of weights may lack them.
+        layouts: how others keep its weights, besides as this project does.
+        remote: where its weights are published, if they do not come with the package.
     """
 
     name: str
@@ -35,26 +43,108 @@ class Pretrained:
     preprocessing: Preprocessing
     presets: tuple[str, ...]
     about: Mapping[str, str]
+    top: tuple[str, ...] = ()
+    layouts: tuple[weights.Layout, ...] = ()
+    remote: weights.Remote | None = None
 
     @property
     def file(self) -> Path:
-        """The file of its weights."""
-        paths = [folder / f"{self.name}.safetensors" for folder in _FOLDERS]
+        """The file of its weights: what comes with the package, or what `fetch` leaves in the user's cache folder."""
+        folders = _SHIPPED if self.remote is None else (weights_folder(),)
+        paths = [folder / f"{self.name}.safetensors" for folder in folders]
         return next((path for path in paths if path.exists()), paths[0])
 
-    def params(self) -> weights.Params:
-        """Its weights, a nested dict of float32 arrays; running statistics, if it has any, under `batch_stats`.
+    @functools.cached_property
+    def shapes(self) -> weights.Shapes:
+        """The shapes of its weights by their key paths."""
+        side = self.preprocessing.crop
+        image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+        shapes = jax.eval_shape(self.network.init, jax.random.key(0), image)
+        leaves = jax.tree_util.tree_leaves_with_path(shapes)
+        paths = ["/".join(part.key for part in path).removeprefix("params/") for path, _ in leaves]
+        return dict(zip(paths, (leaf.shape for _, leaf in leaves), strict=True))
+
+    def params(self, path: str | Path | None = None, dtype: Any = np.float32, top: bool = True) -> weights.Params:
+        """Its weights, a nested dict of arrays; running statistics, if it has any, under `batch_stats`.
+
+        Args:
+            path: a file of this project, torchvision, timm, Keras or Flax, as its `layouts` know them; by default its
+                own `file`.
+            dtype: of the numbers in memory, whatever they are on disk; None leaves them as they are.
+            top: whether its last layers are read; False also reads a file that lacks them.
 
         Raises:
-            WeightsError: the file is missing or damaged.
+            WeightsError: the file is missing or damaged, or holds another network.
         """
-        return weights.load(self.file)
+        if path is None and self.remote is None and top:
+            return weights.load(self.file, dtype)
+        if path is None and self.remote and not self.file.exists():
+            raise weights.WeightsError(
+                f"no weights of {self.name} in {self.file.parent}: `lrp-jax weights download {self.name}` brings them, "
+                "or name a file that you have (on the command line, --weights FILE)."
+            )
+        path = self.file if path is None else path
+        if (holds := _model_of(path)) not in (None, self.name):
+            raise weights.WeightsError(f"{path}: holds the weights of {holds}, not of {self.name}.")
+        return weights.load(path, dtype, self.shapes, self.layouts, () if top else self.top)
+
+    def convert(self, source: str | Path, destination: str | Path, dtype: Any = None, top: bool = True) -> None:
+        """Writes the weights of any file that `params` reads as a file of this project.
+
+        Args:
+            source, dtype, top: as `params` takes them; by default numbers stay as precise as they are.
+            destination: the safetensors file to write.
+
+        Raises:
+            WeightsError: as `params`.
+        """
+        params = self.params(source, dtype, top)
+        weights.save(destination, params, {**self.about, "model": self.name, "converted from": Path(source).name})
+
+    def fetch(self) -> Path:
+        """Downloads its weights unless they are there, and keeps them converted; returns the file.
+
+        Raises:
+            WeightsError: they cannot be downloaded; the message says what to do.
+        """
+        if self.remote is None or self.file.exists():
+            return self.file
+        folder = self.file.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{self.name}.lock"):
+            if not self.file.exists():
+                brought_by_hand = (folder / self.remote.filename).exists()
+                source = weights.download(self.remote, folder)
+                self.convert(source, self.file)
+                if not brought_by_hand:
+                    source.unlink()
+        return self.file
 
     def apply(self, params: weights.Params, x: jax.Array) -> jax.Array:
         """Logits (..., classes) of preprocessed images (..., H, W, 3)."""
+        return self._run(params, x)
+
+    def _run(self, params: weights.Params, x: jax.Array, **options: Any) -> jax.Array:
         stats = params.get("batch_stats", {})
         learned = {name: node for name, node in params.items() if name != "batch_stats"}
-        return self.network.apply({"params": learned, "batch_stats": stats}, x)  # pyright: ignore[reportReturnType]
+        return self.network.apply({"params": learned, "batch_stats": stats}, x, **options)  # pyright: ignore[reportReturnType]
+
+    @property
+    def has_class_map(self) -> bool:
+        """Whether its logits are the mean of logits at each place of the picture."""
+        return hasattr(self.network, "class_map")
+
+    def class_map(self, params: weights.Params, x: jax.Array) -> jax.Array:
+        """Logits (..., rows, columns, classes) at each place of larger images, whose mean `apply` returns.
+
+        Raises:
+            ValueError: the network has none.
+        """
+        if not self.has_class_map:
+            raise ValueError(
+                f"{self.name} has no map of classes: its mean over the picture is taken before its logits."
+            )
+        return self._run(params, x, method="class_map")
 
     @property
     def composites(self) -> dict[str, Callable[[], composites.Composite]]:
@@ -96,6 +186,20 @@ class Pretrained:
         return ", ".join(f"{i} {self.classes[i][1]}" for i in indices)
 
 
+def weights_folder() -> Path:
+    """Where downloaded weights are kept: in the user's cache folder."""
+    return Path(platformdirs.user_cache_dir("lrp_jax")) / "weights"
+
+
+def _model_of(path: str | Path) -> str | None:
+    """The model whose weights a file of this project says that it holds."""
+    try:
+        return weights.about(path).get("model")
+    except weights.WeightsError:
+        return None
+
+
+@functools.cache
 def imagenet_classes() -> tuple[tuple[str, str], ...]:
     """WordNet id and English name of the 1000 classes of ImageNet, in the usual order."""
     lines = Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="utf-8").splitlines()

@@ -1,46 +1,138 @@
-"""VGG networks (Simonyan & Zisserman 2015, table 1) in Flax linen, channels last."""
+"""VGG networks (Simonyan & Zisserman 2015, table 1) in Flax linen, channels last; and how others keep them."""
+
+from itertools import chain
 
 import flax.linen as nn
 import jax
+import numpy as np
 
-VGG16_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+from lrp_jax.weights import TORCH, TORCH_KERNELS, Layout
+
+STAGES = {
+    11: ((64,), (128,), (256, 256), (512, 512), (512, 512)),
+    13: ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512)),
+    16: ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3),
+    19: ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4),
+}
+"""Widths of the convolutions of each stage, by the number of layers with weights."""
 
 
 class VGG(nn.Module):
     """3x3 convolutions in stages, each stage closed by a 2x2 max-pool, then dense layers.
 
     Parameters are named as in the paper: `conv1_1` ... `conv5_3`, `fc6`, `fc7`, `fc8`, each with a `kernel`
-    (HWIO, or in x out) and a `bias`.
+    (HWIO, or in x out) and a `bias`; the BatchNorm of a convolution has `_norm` at the end.
 
     Attributes:
         classes: number of logits.
         hidden: widths of the dense layers before the last (4096, 4096 in the paper).
         stages: widths of the convolutions of each stage.
+        batch_norm: whether each convolution is normalized, by running statistics.
+        window: height and width of what the dense layers see of the last max-pool, 7 x 7 in the paper. On larger
+            pictures they are moved over it, as convolutions would be, and the logits averaged (the paper, 3.2). By
+            default they see all of it.
     """
 
     classes: int = 1000
     hidden: tuple[int, ...] = (4096, 4096)
-    stages: tuple[tuple[int, ...], ...] = VGG16_STAGES
+    stages: tuple[tuple[int, ...], ...] = STAGES[16]
+    batch_norm: bool = False
+    window: tuple[int, int] | None = None
 
     def setup(self):
         for i, widths in enumerate(self.stages, 1):
             for j, width in enumerate(widths, 1):
                 setattr(self, f"conv{i}_{j}", nn.Conv(width, (3, 3), padding=1))
+                if self.batch_norm:
+                    setattr(self, f"conv{i}_{j}_norm", nn.BatchNorm(use_running_average=True, epsilon=1e-5))
         for k, width in enumerate((*self.hidden, self.classes), 6):
             setattr(self, f"fc{k}", nn.Dense(width))
 
+    @property
+    def convolutions(self) -> list[list[str]]:
+        """Their names, by stage."""
+        return [[f"conv{i}_{j}" for j, _ in enumerate(widths, 1)] for i, widths in enumerate(self.stages, 1)]
+
+    @property
+    def top(self) -> list[str]:
+        """The names of the dense layers."""
+        return [f"fc{k}" for k in range(6, 7 + len(self.hidden))]
+
     def features(self, x: jax.Array) -> jax.Array:
-        """What the dense layers see: the last max-pool of images (..., H, W, 3), flattened to (..., features)."""
-        for i, widths in enumerate(self.stages, 1):
-            for j, _ in enumerate(widths, 1):
-                x = nn.relu(getattr(self, f"conv{i}_{j}")(x))
+        """The last max-pool (..., H/32, W/32, channels) of images (..., H, W, 3)."""
+        for names in self.convolutions:
+            for name in names:
+                x = getattr(self, name)(x)
+                x = nn.relu(getattr(self, f"{name}_norm")(x) if self.batch_norm else x)
             x = nn.max_pool(x, (2, 2), (2, 2))
-        return x.reshape(*x.shape[:-3], -1)
+        return x
+
+    def class_map(self, x: jax.Array) -> jax.Array:
+        """Logits (..., rows, columns, classes), one row and column for each place of the window in the picture."""
+        return self._logits(self._windows(self.features(x)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Logits (..., classes) of images (..., H, W, 3)."""
         x = self.features(x)
-        top = 6 + len(self.hidden)
-        for k in range(6, top):
-            x = nn.relu(getattr(self, f"fc{k}")(x))
-        return getattr(self, f"fc{top}")(x)
+        if self.window in (None, x.shape[-3:-1]):
+            return self._logits(x.reshape(*x.shape[:-3], -1))
+        return self._logits(self._windows(x)).mean((-3, -2))
+
+    def _logits(self, x: jax.Array) -> jax.Array:
+        *hidden, last = self.top
+        for name in hidden:
+            x = nn.relu(getattr(self, name)(x))
+        return getattr(self, last)(x)
+
+    def _windows(self, x: jax.Array) -> jax.Array:
+        """All windows (..., rows, columns, features) of (..., H, W, channels), each flattened."""
+        height, width = self.window or x.shape[-3:-1]
+        rows, columns = x.shape[-3] - height + 1, x.shape[-2] - width + 1
+        if min(rows, columns) < 1:
+            raise ValueError(
+                f"the picture is too small: {x.shape[-3]}x{x.shape[-2]} places at the last max-pool, but the dense "
+                f"layers need {height}x{width} (224x224 pixels for 7x7)."
+            )
+        down = np.arange(rows)[:, None] + np.arange(height)
+        right = np.arange(columns)[:, None] + np.arange(width)
+        x = x[..., down[:, None, :, None], right[None, :, None, :], :]  # rows, columns, height, width, channels
+        return x.reshape(*x.shape[:-3], -1)
+
+
+def layouts(network: VGG) -> tuple[Layout, ...]:
+    """How torchvision, timm and Flax's automatic names keep a network whose dense layers have a window."""
+    assert network.window
+    torch, place = {}, 0
+    for names in network.convolutions:
+        for name in names:
+            torch |= {name: f"features.{place}", f"{name}_norm": f"features.{place + 1}"}
+            place += 3 if network.batch_norm else 2  # with its ReLU
+        place += 1  # the max-pool
+    dense = {name: f"classifier.{3 * k}" for k, name in enumerate(network.top)}  # ReLU and dropout between
+    timm = dict(zip(network.top, ("pre_logits.fc1", "pre_logits.fc2", "head.fc"), strict=False))
+    sizes = dict(zip("hw", network.window, strict=True))
+    torch_kernels = {"leaves": TORCH, "kernels": TORCH_KERNELS, "sizes": sizes, "ignored": r".*\.num_batches_tracked"}
+    automatic = numbered(network, "Conv_{}", "Dense_{}")
+    automatic |= {f"{conv}_norm": name.replace("Conv", "BatchNorm") for conv, name in automatic.items()}
+    return (
+        Layout(torch | dense, special={"fc6": "o (c h w) -> (h w c) o"}, **torch_kernels),
+        Layout(torch | timm, special={"fc6": "o c h w -> (h w c) o", "fc7": "o i 1 1 -> i o"}, **torch_kernels),
+        Layout(automatic),
+    )
+
+
+def keras_layouts(network: VGG) -> tuple[Layout, ...]:
+    """How Keras keeps it: under the names of its layers, or, in `.weights.h5` and `.keras`, numbered by their kind."""
+    blocks = {name: name.replace("conv", "block").replace("_", "_conv") for name in chain(*network.convolutions)}
+    dense = dict(zip(network.top, ("fc1", "fc2", "predictions"), strict=False))
+    kinds = {name: kind.removesuffix("_0") for name, kind in numbered(network, "conv2d_{}", "dense_{}").items()}
+    return Layout(blocks | dense), Layout(kinds)
+
+
+def numbered(network: VGG, conv: str, dense: str) -> dict[str, str]:
+    """Names that count the layers of a kind, from 0."""
+    return {
+        name: kind.format(i)
+        for kind, names in ((conv, chain(*network.convolutions)), (dense, network.top))
+        for i, name in enumerate(names)
+    }

@@ -6,7 +6,7 @@ from lrp_jax.models.vgg import VGG
 
 MODEL = Pretrained(
     name="vgg16_imagenette",
-    network=VGG(classes=10, hidden=(256, 256)),
+    network=VGG(classes=10, hidden=(256, 256), window=(7, 7)),
     classes=(
         ("n01440764", "tench"),
         ("n02102040", "English springer"),
@@ -24,8 +24,11 @@ MODEL = Pretrained(
     about={
         "what": "VGG-16: the 13 convolutions of ImageNet, and dense layers 25088-256-256-10 trained for the ten "
         "classes of Imagenette. It knows these ten classes and no others.",
-        "convolutions": "Visual Geometry Group, University of Oxford, CC BY 4.0; as ported by torchvision "
-        "(IMAGENET1K_V1), BSD-3-Clause; float16",
-        "dense layers": "trained by weights/train_vgg16_imagenette.py, Apache-2.0; float16",
+        "convolutions": "trained by the authors of torchvision (IMAGENET1K_V1); float16",
+        "dense layers": "trained by weights/train_vgg16_imagenette.py; float16",
+        "licence": "BSD-3-Clause (convolutions), Apache-2.0 (dense layers)",
     },
+    top=("fc6", "fc7", "fc8"),
 )
+
+MODELS = (MODEL,)
