@@ -1,0 +1,258 @@
+"""The methods LRP is compared with: against closed forms, against plain loops, and called as `lrp` is."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import pytest
+
+import lrp_jax
+from lrp_jax import composites, methods, models
+
+RNG = np.random.default_rng(0)
+W, B = RNG.normal(size=(6, 3)), RNG.normal(size=(1, 3))
+X = RNG.normal(size=(4, 6))
+
+
+def linear(params, x):
+    w, b = params
+    return x @ w + b
+
+
+def squares(w, x):
+    return (x**2) @ w
+
+
+SIMPLE = {
+    "gradient": methods.gradient,
+    "absolute_gradient": methods.absolute_gradient,
+    "gradient_times_input": methods.gradient_times_input,
+    "taylor": lambda fn, **options: methods.taylor(fn, 0.5, **options),
+    "integrated_gradients": lambda fn, **options: methods.integrated_gradients(fn, 0.5, 4, **options),
+    "smooth_grad": lambda fn, **options: methods.smooth_grad(fn, samples=3, **options),
+    "occlusion": lambda fn, **options: methods.occlusion(fn, (1,), fill=0.5, **options),
+}
+
+
+@pytest.mark.parametrize("name", SIMPLE)
+def test_of_a_linear_function_all_is_known(name):
+    w = W[:, 2][None]
+    expected = {
+        "gradient": w, "smooth_grad": w, "absolute_gradient": abs(w), "gradient_times_input": w * X,
+        "taylor": w * (X - 0.5), "integrated_gradients": w * (X - 0.5), "occlusion": w * (X - 0.5),
+    }[name]  # fmt: skip
+    found = SIMPLE[name](linear)((W, B), X, target=2)
+    np.testing.assert_allclose(found, np.broadcast_to(expected, X.shape), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", SIMPLE)
+def test_they_are_called_as_lrp_is(name):
+    method = SIMPLE[name]
+    explain = method(linear)
+    each = explain((W, B), X, target=np.array([0, 1, 2, 0]))
+    several = explain((W, B), X, target=np.arange(3)[:, None])
+    assert several.shape == (3, 4, 6)
+    for i, target in enumerate((0, 1, 2, 0)):
+        np.testing.assert_allclose(each[i], several[target, i], rtol=1e-12)
+    highest = np.argmax(linear((W, B), X), axis=-1)
+    np.testing.assert_allclose(explain((W, B), X), explain((W, B), X, target=highest), rtol=1e-12)
+    np.testing.assert_allclose(jax.jit(lambda x: explain((W, B), x, target=1))(X), several[1], rtol=1e-12)
+    with pytest.raises(IndexError, match="target 3 is out of range; expected 0 to 2"):
+        explain((W, B), X, target=3)
+    with pytest.raises(TypeError, match="target must be an int"):
+        explain((W, B), X, target=0.5)
+    turned = method(lambda x, params: {"logits": linear(params, x)}, argnum=0, select="logits")
+    np.testing.assert_allclose(turned(X, (W, B), target=1), several[1], rtol=1e-12)
+    single = explain((W, B[0]), X[0], target=1) if name != "occlusion" else several[1, 0]
+    np.testing.assert_allclose(single, several[1, 0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", set(SIMPLE) - {"occlusion"})
+def test_several_arguments_are_explained_together(name):
+    def fn(x, y):
+        return x @ W + y @ W
+
+    X2 = X[::-1].copy()
+    for found, x in zip(SIMPLE[name](fn, argnum=(0, 1))(X, X2, target=2), (X, X2), strict=True):
+        np.testing.assert_allclose(found, SIMPLE[name](linear)((W, B), x, target=2), rtol=1e-12)
+
+
+def test_integrated_gradients_follow_the_way():
+    far = RNG.normal(size=6)
+    found = methods.integrated_gradients(squares, far, 7)(W, X, target=1)
+    np.testing.assert_allclose(found, (X**2 - far**2) * W[:, 1], rtol=1e-10)
+    by_function = methods.integrated_gradients(squares, lambda x: 0 * x + far.reshape(1, -1), 7)(W, X, target=1)
+    np.testing.assert_allclose(by_function, found, rtol=1e-12)
+
+
+def test_integrated_gradients_add_up_to_the_difference(cnn):
+    params, x = cnn
+    found = methods.integrated_gradients(networks.cnn, -0.3, 400)(params, x, target=1)
+    difference = networks.cnn(params, x)[:, 1] - networks.cnn(params, np.full_like(x, -0.3))[:, 1]
+    np.testing.assert_allclose(found.sum((1, 2, 3)), difference, atol=1e-3)
+
+
+def test_taylor_takes_the_slope_where_it_is_told():
+    root = RNG.normal(size=6)
+    at_x = methods.taylor(squares, root)(W, X, target=0)
+    np.testing.assert_allclose(at_x, (X - root) * 2 * X * W[:, 0], rtol=1e-12)
+    at_root = methods.taylor(squares, root, at_root=True)(W, X, target=0)
+    np.testing.assert_allclose(at_root, (X - root) * 2 * root * W[:, 0], rtol=1e-12)
+
+
+def test_smooth_grad_averages_over_noise_of_the_stated_size():
+    x = np.linspace(-1, 3, 4000).reshape(2, 2000)
+    x[1] *= 10
+    w = np.ones((2000, 1))
+    slope = methods.smooth_grad(squares, noise=0.5, samples=1)(w, x, target=0)
+    noise = np.asarray(slope) / 2 - x
+    for i, spread in enumerate(0.5 * np.ptp(x, axis=1)):
+        assert abs(noise[i].std() / spread - 1) < 0.05
+        assert abs(noise[i].mean() / spread) < 0.07
+    many = np.asarray(methods.smooth_grad(squares, noise=0.5, samples=100)(w, x, target=0))
+    assert (many / 2 - x)[0].std() < 0.2 * noise[0].std()
+    again = methods.smooth_grad(squares, noise=0.5, samples=1)(w, x, target=0)
+    np.testing.assert_array_equal(slope, again)
+    assert not np.allclose(slope, methods.smooth_grad(squares, noise=0.5, samples=1, seed=1)(w, x, target=0))
+
+
+@pytest.fixture
+def cnn():
+    """Weights of a small CNN, and images."""
+    return networks.cnn_params(), networks.images(2)
+
+
+@pytest.mark.parametrize(("window", "stride"), [((3, 3, 2), (2, 2, 2)), ((4, 4, 2), None), ((2, 1), (5, 1))])
+def test_occlusion_is_the_mean_fall_over_the_windows(window, stride, cnn):
+    params, x = cnn
+    found = methods.occlusion(networks.cnn, window, stride, fill=0.1)(params, x, target=2)
+    sides = x.shape[x.ndim - len(window) :]
+    places = [
+        sorted({*range(0, n - w, s), n - w}) for n, w, s in zip(sides, window, stride or window, strict=True)
+    ]  # fmt: skip
+    whole, total, count = networks.cnn(params, x)[:, 2], np.zeros_like(x), np.zeros(x.shape)
+    for corner in itertools.product(*places):
+        where = (..., *(slice(c, c + w) for c, w in zip(corner, window, strict=True)))
+        covered = x.copy()
+        covered[where] = 0.1
+        total[where] += np.asarray(whole - networks.cnn(params, covered)[:, 2]).reshape(-1, 1, 1, 1)
+        count[where] += 1
+    np.testing.assert_allclose(found, total / np.maximum(count, 1), rtol=1e-9, atol=1e-12)
+
+
+def two_layers(params, x):
+    (v, b), w = params
+    return jax.nn.relu(x @ v + b) @ w
+
+
+def test_guided_backprop_and_deconvnet_by_hand():
+    v, b, w = RNG.normal(size=(6, 5)), RNG.normal(size=(1, 5)), RNG.normal(size=(5, 3))
+    above, seed = (X @ v + b) > 0, w[:, 1]
+    guided = methods.guided_backprop(two_layers)(((v, b), w), X, target=1)
+    np.testing.assert_allclose(guided, (above * np.maximum(seed, 0)) @ v.T, rtol=1e-12)
+    deconv = methods.deconvnet(two_layers)(((v, b), w), X, target=1)
+    np.testing.assert_allclose(deconv, np.broadcast_to(np.maximum(seed, 0) @ v.T, X.shape), rtol=1e-12)
+    assert methods.deconvnet(two_layers)(((v, b), w), X, target=np.array([[0], [1]])).shape == (2, 4, 6)
+
+
+def test_deep_taylor_by_hand():
+    v, w, x = RNG.normal(size=(6, 5)), RNG.normal(size=(5, 3)), np.clip(X, -1, 1)
+    a = np.maximum(x @ v, 0)
+    y = np.maximum((a @ w)[:, 1], 0)
+    up = a * np.maximum(w[:, 1], 0)
+    R = up / np.maximum(up.sum(1, keepdims=True), 1e-300) * y[:, None]
+    z = x[..., None] * v + np.abs(v)  # low -1, high 1: x w - low max(w, 0) - high min(w, 0)
+    boxed = np.einsum("nik,nk->ni", z / z.sum(1, keepdims=True), R)
+    found = methods.deep_taylor(two_layers, -1.0, 1.0)(((v, np.zeros((1, 5))), w), x, target=1)
+    np.testing.assert_allclose(found, boxed, rtol=1e-6, atol=1e-9)
+    squared = np.einsum("ik,nk->ni", v**2 / (v**2).sum(0), R)
+    found = methods.deep_taylor(two_layers)(((v, np.zeros((1, 5))), w), x, target=1)
+    np.testing.assert_allclose(found, squared, rtol=1e-6, atol=1e-9)
+    with pytest.raises(ValueError, match="give both low and high"):
+        methods.deep_taylor(two_layers, -1.0)
+
+
+def pooled(params, x):
+    """Convolution, ReLU, the mean over positions, a dense layer."""
+    return networks.dense(params["fc"], jax.nn.relu(networks.conv(params["conv"], x)).mean((1, 2)))
+
+
+@pytest.fixture
+def pooled_params():
+    rng = np.random.default_rng(5)
+    return {
+        "conv": {"kernel": rng.normal(size=(3, 3, 2, 4)), "bias": rng.normal(size=4)},
+        "fc": {"kernel": rng.normal(size=(4, 3)), "bias": rng.normal(size=3)},
+    }
+
+
+def test_class_activation_maps_by_hand(pooled_params, cnn):
+    x = cnn[1]
+    A = np.maximum(networks.conv(pooled_params["conv"], x), 0)
+    kernel, bias = pooled_params["fc"]["kernel"], pooled_params["fc"]["bias"]
+    found = methods.cam(pooled)(pooled_params, x, target=2)
+    np.testing.assert_allclose(found, A @ kernel[:, 2], rtol=1e-12)
+    np.testing.assert_allclose(found.mean((1, 2)) + bias[2], pooled(pooled_params, x)[:, 2], rtol=1e-12)
+    assert methods.cam(pooled)(pooled_params, x, target=np.array([[0], [1]])).shape == (2, 2, 8, 8)
+    gradients = methods.grad_cam(pooled)(pooled_params, x, target=2)
+    np.testing.assert_allclose(gradients, np.maximum(found, 0) / 64, rtol=1e-9, atol=1e-12)
+    before = methods.grad_cam(pooled, "conv")(pooled_params, x, target=2)
+    slope = np.where(networks.conv(pooled_params["conv"], x) > 0, kernel[:, 2], 0) / 64
+    by_hand = np.maximum((slope.mean((1, 2), keepdims=True) * networks.conv(pooled_params["conv"], x)).sum(-1), 0)
+    np.testing.assert_allclose(before, by_hand, rtol=1e-9, atol=1e-12)
+
+
+def test_class_activation_maps_of_other_networks_are_refused(cnn):
+    with pytest.raises(ValueError, match=r"needs a network that ends in the mean .* grad_cam suits any network"):
+        methods.cam(networks.cnn)(*cnn)
+    with pytest.raises(ValueError, match="no layer has positions"):
+        methods.cam(linear)((W, B), X)
+    with pytest.raises(ValueError, match=r"no layer 'conv9' that has positions; there are conv1"):
+        methods.grad_cam(networks.cnn, "conv9")(*cnn)
+
+
+def test_grad_cam_of_any_layer_of_an_unmodified_network(cnn):
+    params, x = cnn
+    plan = lrp_jax.plan(networks.cnn, composites.epsilon_plus())(params, x)
+    shapes = {s.name: s.out_shape for s in plan.steps if s.name and len(s.out_shape) == 4 and s.out_shape[1] > 1}
+    assert len(shapes) > 4
+    for name, shape in shapes.items():
+        assert methods.grad_cam(networks.cnn, name)(params, x).shape == shape[:3]
+
+
+def test_mobilenets_class_activation_map_adds_up():
+    model = models.load("mobilenet_v2")
+    params, x = model.params(), np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
+    found = methods.cam(model.apply)(params, x, target=7)
+    assert found.shape == (1, 2, 2)
+    expected = model.apply(params, x)[0, 7] - params["classifier"]["bias"][7]
+    np.testing.assert_allclose(found.mean(), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: methods.occlusion(linear, (7,))((W, B), X), r"window \(7,\) does not fit .* of shape \(4, 6\)"),
+        (lambda: methods.occlusion(linear, (2,), (0,)), "expected as many whole numbers of 1 or more"),
+        (lambda: methods.occlusion(linear, (2,), (1, 1)), "expected as many whole numbers"),
+        (lambda: methods.integrated_gradients(linear, steps=0), "steps=0: expected a whole number, 1 or more"),
+        (lambda: methods.smooth_grad(linear, samples=1.5), r"samples=1.5: expected a whole number"),
+    ],
+)
+def test_wrong_settings_are_explained(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_nothing_is_computed_one_target_at_a_time(cnn):
+    """Ten targets share the forward pass: far below the operations of ten calls."""
+    params, x = cnn
+
+    def flops(target):
+        explain = lambda x: methods.gradient(networks.cnn)(params, x, target=target)
+        return jax.jit(explain).lower(x).compile().cost_analysis()["flops"]
+
+    one, three = flops(jnp.array([[0]])), flops(jnp.array([[0], [1], [2]]))
+    assert three < 2.6 * one
