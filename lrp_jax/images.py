@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+LARGEST = 16_000_000
+"""Pixels of a picture for a network."""
+
 
 class ImageError(ValueError):
     """A file that cannot be read as a photograph; the message says which file and why."""
@@ -71,6 +74,8 @@ class Preprocessing:
             return crop, start * side / resized, (start + crop) * side / resized
 
         (width, left, right), (height, top, bottom) = map(span, image.size)
+        if width * height > LARGEST:
+            raise ImageError(f"{width}x{height} pixels are more than {LARGEST / 1e6:.0f} million; take a smaller size")
         return image.resize((width, height), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
 
     def normalize(self, image: Image.Image) -> np.ndarray:

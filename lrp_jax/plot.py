@@ -1,57 +1,190 @@
 """Pictures of relevance, on matplotlib axes and figures. Nothing here shows a window."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
+from lrp_jax._colour import diverging
 from lrp_jax.ledger import LOSSES, Ledger
 from lrp_jax.rules import LINEAR
 
-COLOURS = "bwr"
-"""Blue for relevance against the class, white for none, red for relevance in its favour."""
+COLOURS = ListedColormap(diverging(np.linspace(-1, 1, 511)), "relevance")
+"""Blue for relevance against the class, white for none, red for relevance in its favour; equally light at both ends."""
+
+PARTS = ("both", "absolute", "positive", "negative")
+"""What of relevance is drawn: all of it, its absolute value, what is in favour, what is against."""
+
+SCALES = ("each", "column", "all")
+"""Whether each map's colours have ends of their own, or those of its column, or all maps have the same."""
 
 LOSS_COLOURS = ("#c44e52", "#dd8452", "#8c8c8c", "#937860", "#8172b3")
+DPI = 150
 
 
-def pixels(relevance: Any) -> np.ndarray:
-    """One number for each pixel (H, W): the sum over the channels of (H, W, C)."""
+def pixels(relevance: Any, part: str = "both") -> np.ndarray:
+    """One number for each pixel (H, W): the sum over the channels of (H, W, C), or the chosen part of it."""
+    if part not in PARTS:
+        raise ValueError(f"part {part!r}: expected one of {', '.join(PARTS)}.")
     relevance = np.asarray(relevance, np.float64)
-    return relevance.sum(-1) if relevance.ndim == 3 else relevance
+    summed = relevance.sum(-1) if relevance.ndim == 3 else relevance
+    if part == "absolute":
+        return np.abs(summed)
+    return {"both": summed, "positive": np.maximum(summed, 0), "negative": np.minimum(summed, 0)}[part]
 
 
-def limit(relevance: Any, percentile: float = 99.5) -> float:
+def limit(relevance: Any, percentile: float = 99.5, part: str = "both") -> float:
     """Where a symmetric colour scale ends: this percentile of the pixels' absolute relevance, never 0."""
-    absolute = np.abs(pixels(relevance))
+    absolute = np.abs(pixels(relevance, part))
     return float(np.percentile(absolute, percentile) or absolute.max() or 1.0)
 
 
-def heatmap(relevance: Any, ax: Axes, *, vmax: float | None = None) -> Axes:
-    """Draws relevance (H, W) or (H, W, C) on symmetric blue-white-red colours, zero white.
+def heatmap(
+    relevance: Any,
+    ax: Axes,
+    *,
+    vmax: float | None = None,
+    percentile: float = 99.5,
+    part: str = "both",
+    photo: Image.Image | None = None,
+    cmap: Any = COLOURS,
+) -> Axes:
+    """Draws relevance (H, W) or (H, W, C) on symmetric colours, zero white.
 
     Args:
-        relevance: relevance of pixels; channels are summed.
+        relevance: relevance of pixels, or of the places of a coarser map; channels are summed.
         ax: the axes to draw on.
-        vmax: relevance at the ends of the colours; by default the 99.5th percentile of the absolute values.
+        vmax: relevance at the ends of the colours; by default a percentile of the absolute values.
+        percentile: which one.
+        part: one of `PARTS`.
+        photo: laid in grey below the map, which is then the more transparent the less relevance there is.
+        cmap: a colour map whose middle stands for zero.
 
     Returns:
         The axes.
     """
-    vmax = limit(relevance) if vmax is None else vmax
-    drawn = ax.imshow(pixels(relevance), cmap=COLOURS, vmin=-vmax, vmax=vmax, interpolation="nearest")
+    values = pixels(relevance, part)
+    vmax = limit(relevance, percentile, part) if vmax is None else vmax
+    extent, alpha = (0, values.shape[1], values.shape[0], 0), None
+    if photo is not None:
+        ax.imshow(photo.convert("L"), cmap="gray", vmin=0, vmax=255, extent=extent, aspect="auto")
+        alpha = _opacity(values, vmax)
+    drawn = ax.imshow(
+        values, cmap=cmap, vmin=-vmax, vmax=vmax, interpolation="nearest", extent=extent, alpha=alpha  # pyright: ignore
+    )  # fmt: skip
     bar = ax.figure.colorbar(drawn, cax=ax.inset_axes((1.03, 0, 0.05, 1)), extend="both")
+    if part != "both":
+        bar.ax.set_ylim(*((-vmax, 0) if part == "negative" else (0, vmax)))
     bar.ax.tick_params(labelsize=7)
     bar.ax.yaxis.offsetText.set_fontsize(7)
     ax.set_axis_off()
     return ax
 
 
+def _opacity(values: np.ndarray, vmax: float) -> np.ndarray:
+    return np.minimum(np.abs(values) / vmax, 1) ** 0.5 * 0.85
+
+
+def transparent(
+    relevance: Any, *, vmax: float | None = None, percentile: float = 99.5, part: str = "both", cmap: Any = COLOURS
+) -> Image.Image:
+    """The map alone, a pixel for each of its own: an RGBA picture, the more transparent the less relevance there is.
+
+    Args:
+        relevance, vmax, percentile, part, cmap: as for `heatmap`.
+    """
+    values = pixels(relevance, part)
+    vmax = limit(relevance, percentile, part) if vmax is None else vmax
+    rgba = cmap((values / vmax + 1) / 2)
+    rgba[..., 3] = _opacity(values, vmax)
+    return Image.fromarray(np.round(rgba * 255).astype(np.uint8))
+
+
+class Cell(NamedTuple):
+    """One picture of a table: a photo as it is, or a map, with a line or two above it."""
+
+    content: Any
+    title: str = ""
+    photo: Image.Image | None = None
+
+
+def table(
+    rows: Sequence[Sequence[Cell | None]],
+    caption: str = "",
+    *,
+    scale: str = "each",
+    percentile: float = 99.5,
+    part: str = "both",
+    cmap: Any = COLOURS,
+) -> Figure:
+    """Photos and maps in rows and columns.
+
+    Args:
+        rows: the cells; None leaves a place empty. A cell's `photo` is laid below its map.
+        caption: a line below; where the colours end is added to it.
+        scale: one of `SCALES`.
+        percentile, part, cmap: as for `heatmap`.
+
+    Returns:
+        The figure, not attached to any window.
+    """
+    if scale not in SCALES:
+        raise ValueError(f"scale {scale!r}: expected one of {', '.join(SCALES)}.")
+    columns = max(map(len, rows))
+    maps = {
+        (i, j): cell.content for i, row in enumerate(rows) for j, cell in enumerate(row)
+        if cell and not isinstance(cell.content, Image.Image)
+    }  # fmt: skip
+    ends = {place: limit(content, percentile, part) for place, content in maps.items()}
+    if scale != "each":
+        ends = {
+            place: max(end for other, end in ends.items() if scale == "all" or other[1] == place[1]) for place in ends
+        }
+    sizes = [_size(cell.content) for row in rows for cell in row if cell]
+    height = min(max(3.3 * h / w for w, h in sizes), 6.0) + 0.25
+    figure = Figure(figsize=(3.5 * columns + 0.2, height * len(rows) + 0.3), layout="constrained", dpi=DPI)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for i, j in np.ndindex(axes.shape):
+        ax: Any = axes[i, j]
+        cell = rows[i][j] if j < len(rows[i]) else None
+        ax.set_axis_off()
+        if cell is None:
+            continue
+        ax.set_title(cell.title, fontsize=9)
+        if (i, j) in maps:
+            heatmap(cell.content, ax, vmax=ends[i, j], part=part, photo=cell.photo, cmap=cmap)
+        else:
+            ax.imshow(cell.content)
+    whose = {"each": "each map's colours end at its own", "column": "colours end at each column's largest",
+             "all": "all colours end at the maps' largest"}[scale]  # fmt: skip
+    drawn = "" if part == "both" else f"{part} relevance; "
+    figure.supxlabel(
+        f"{caption}{'; ' * bool(caption)}{drawn}{whose} {percentile:g}th percentile", fontsize=8, color="0.35"
+    )
+    return figure
+
+
+def _size(content: Any) -> tuple[int, int]:
+    return content.size if isinstance(content, Image.Image) else np.shape(content)[1::-1]
+
+
 def explanation(
-    photo: Image.Image, relevances: Sequence[Any], titles: Sequence[str], caption: str = "", places: Sequence[Any] = ()
+    photo: Image.Image,
+    relevances: Sequence[Any],
+    titles: Sequence[str],
+    caption: str = "",
+    places: Sequence[Any] = (),
+    *,
+    overlay: bool = False,
+    **style: Any,
 ) -> Figure:
     """A photo and, beside it, one heatmap for each explained class.
 
@@ -61,27 +194,85 @@ def explanation(
         titles: a line above each heatmap.
         caption: a line below.
         places: for each class, its logit at each place of the photo (rows, columns), drawn beside the heatmap.
+        overlay: whether the maps lie on the photo.
+        style: as for `table`.
 
     Returns:
         The figure, not attached to any window.
     """
-    count = 1 + len(relevances)
-    columns = 3 if places else min(count, 4)
-    rows = len(relevances) if places else math.ceil(count / columns)
-    height = min(3.3 * photo.height / photo.width, 6.0) + 0.25
-    figure = Figure(figsize=(3.5 * columns + 0.2, height * rows + 0.2), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for ax in axes.ravel():
-        ax.set_axis_off()
-    axes[0, 0].imshow(photo)
-    axes[0, 0].set_title("what the network saw", fontsize=9)
-    maps = axes[:, 1] if places else axes.ravel()[1:count]
-    for ax, relevance, title in zip(maps, relevances, titles, strict=True):
-        heatmap(relevance, ax).set_title(title, fontsize=9)
-    for ax, logits in zip(axes[:, 2] if places else (), places, strict=True):
-        heatmap(logits, ax).set_title("its logit at each place", fontsize=9)
-    figure.supxlabel(caption, fontsize=8, color="0.35")
-    return figure
+    seen, below = Cell(photo, "what the network saw"), photo if overlay else None
+    maps = [Cell(relevance, title, below) for relevance, title in zip(relevances, titles, strict=True)]
+    if places:
+        cells = zip([seen, *[None] * (len(maps) - 1)], maps, places, strict=True)
+        return table([[first, each, Cell(logits, "its logit at each place", below)] for first, each, logits in cells],
+                     caption, **style)  # fmt: skip
+    cells = [seen, *maps]
+    columns = min(len(cells), 4)
+    return table([cells[i : i + columns] for i in range(0, len(cells), columns)], caption, **style)
+
+
+def layers(
+    photo: Image.Image, relevances: Mapping[str, Any], caption: str = "", *, columns: int = 6, **style: Any
+) -> Figure:
+    """A photo and the relevance at each layer, from the output to the input, each with its share of the output's.
+
+    Args:
+        photo: what the network saw.
+        relevances: relevance by name, in forward order, as `lrp(..., layers=True)` returns it, for one example: (h, w,
+            channels) is summed over its channels, (values,) laid out in rows.
+        caption: a line below.
+        columns: how many pictures stand side by side.
+        style: as for `table`.
+
+    Returns:
+        The figure, not attached to any window.
+    """
+    score = float(np.sum(list(relevances.values())[-1]))
+    cells = [Cell(photo, "what the network saw")]
+    for name, R in reversed(list(relevances.items())):
+        R = np.asarray(R, np.float64)
+        cells.append(Cell(_plane(R), f"{name}, {'x'.join(map(str, R.shape))}\n{R.sum() / score:.1%} of the score"))
+    return table([cells[i : i + columns] for i in range(0, len(cells), columns)], caption, **style)
+
+
+def channels(relevance: Any, count: int = 8) -> list[Cell]:
+    """The channels of a layer (h, w, channels) with the most absolute relevance, each with its share of all of it."""
+    relevance = np.asarray(relevance, np.float64)
+    sums = relevance.sum((0, 1))
+    order = np.argsort(-np.abs(sums), kind="stable")[:count]
+    return [Cell(relevance[..., c], f"channel {c}: {sums[c] / relevance.sum():.1%}") for c in order]
+
+
+def _plane(relevance: np.ndarray) -> np.ndarray:
+    """A map (h, w) of relevance: summed over channels, or values without positions in rows of about the same number."""
+    if relevance.ndim >= 2:
+        return relevance.reshape(-1, *relevance.shape[-2:]).sum(0) if relevance.ndim > 3 else pixels(relevance)
+    width = math.ceil(relevance.size**0.5)
+    rows = np.full((math.ceil(relevance.size / width), width), 0.0)
+    rows.flat[: relevance.size] = relevance
+    return rows
+
+
+def save(figure: Figure, file: str | Path, width: int | None = None) -> None:
+    """Writes a figure as its name ends (.png, .svg, .pdf), always alike for the same figure.
+
+    Args:
+        figure: the figure.
+        file: where to.
+        width: in pixels; letters never become smaller than can be read. By default, 150 pixels for each inch.
+    """
+    dpi = DPI if width is None else width / figure.get_figwidth()
+    smallest = 8.0 * 72 / dpi  # points that make 8 pixels
+    texts = {text: text.get_fontsize() for text in figure.findobj(Text)}
+    for text, size in texts.items():
+        text.set_fontsize(max(size, smallest))
+    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(Path(file).suffix.lower())
+    try:
+        with rc_context({"svg.hashsalt": "lrp_jax", "svg.fonttype": "path"}):
+            figure.savefig(file, dpi=dpi, metadata=metadata)
+    finally:
+        for text, size in texts.items():
+            text.set_fontsize(size)
 
 
 def books(ledger: Ledger, ax: Axes) -> Axes:

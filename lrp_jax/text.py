@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from lrp_jax._colour import diverging
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -160,11 +162,9 @@ def _end(words: Sequence[Word], vmax: float | None) -> float:
 
 
 def _colours(share: float) -> tuple[str, str]:
-    """Background and foreground for relevance as a share of the scale: black letters but on dark blue."""
-    pale = round(255 * (1 - min(abs(share), 1)))
-    if share > 0:
-        return f"#ff{pale:02x}{pale:02x}", "#000000"
-    return f"#{pale:02x}{pale:02x}ff", "#ffffff" if pale < 96 else "#000000"
+    """Background and foreground for relevance as a share of the scale: white letters where it is dark."""
+    red, green, blue = np.round(255 * diverging(share)).astype(int)
+    return f"#{red:02x}{green:02x}{blue:02x}", "#ffffff" if abs(share) > 0.7 else "#000000"
 
 
 def _own(words: Sequence[Word]) -> list[Word]:

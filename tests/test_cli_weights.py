@@ -38,8 +38,8 @@ def test_networks_are_listed(capsys, monkeypatch, tmp_path):
     assert out.count("come with the package") == 2
     assert out.count("licence: ") == 12
     (tmp_path / "lrp_jax/weights").mkdir(parents=True)
-    (tmp_path / "lrp_jax/weights/vgg16.safetensors").touch()
-    assert f"weights: in {tmp_path / 'lrp_jax/weights/vgg16.safetensors'};" in run(capsys, "models")[1]
+    (tmp_path / "lrp_jax/weights/vgg16-397923af.pth").touch()
+    assert f"weights: in {tmp_path / 'lrp_jax/weights/vgg16-397923af.pth'};" in run(capsys, "models")[1]
 
 
 def test_every_model_says_what_the_registry_promises():
@@ -91,6 +91,8 @@ def test_conversions_that_fail_are_explained_and_leave_nothing(model, capsys, mo
     err = fails(source, tmp_path / "own.safetensors", "--model", "other")
     assert "another network; its tensor 'features.3.bias' has shape (4,), expected (4,)" in err or "holds no" in err
     assert err.endswith("It suits --model small.\n")
+    torch_files.write(source, {"features.0.weight": np.zeros((3, 3, 3, 3))})
+    assert fails(source, tmp_path / "own.safetensors", "--model", "small").endswith("(3,).\n")
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -117,7 +119,7 @@ def published(model, server, tmp_path):
     return dataclasses.replace(model, remote=Remote(f"{server}/w.pth", f"sha256:{digest}"))
 
 
-def test_weights_are_downloaded_converted_and_used(model, server, capsys, monkeypatch, tmp_path):
+def test_weights_are_downloaded_and_used(model, server, capsys, monkeypatch, tmp_path):
     model = published(model, server, tmp_path)
     monkeypatch.setattr(models, "registry", lambda: {"small": model})
     folder = tmp_path / "cache" / "lrp_jax" / "weights"
@@ -125,25 +127,13 @@ def test_weights_are_downloaded_converted_and_used(model, server, capsys, monkey
     assert code == 2
     assert f"no weights of small in {folder}: `lrp-jax weights download small` brings them" in err
     code, out, _ = run(capsys, "weights", "download", "small")
-    assert (code, out) == (0, f"{folder / 'small.safetensors'}\n")
-    assert not (folder / "w.pth").exists()
+    assert (code, out) == (0, f"{folder / 'w.pth'}\n")
     (tmp_path / "published" / "w.pth").unlink()
     assert run(capsys, "weights", "download", "small")[:2] == (0, out)  # it is there
     code, out, err = run(capsys, "explain", CASTLE, "--model", "small", "--out", tmp_path, "--target", "class 2")
     assert (code, err) == (0, "")
     assert "class 2: " in out
     assert (tmp_path / "castle_lrp.png").exists()
-
-
-def test_a_file_brought_by_hand_is_used_and_kept(model, server, capsys, monkeypatch, tmp_path):
-    model = published(model, server, tmp_path)
-    monkeypatch.setattr(models, "registry", lambda: {"small": model})
-    folder = tmp_path / "cache" / "lrp_jax" / "weights"
-    folder.mkdir(parents=True)
-    (tmp_path / "published" / "w.pth").rename(folder / "w.pth")
-    assert run(capsys, "weights", "download", "small")[0] == 0
-    assert (folder / "w.pth").exists()
-    assert (folder / "small.safetensors").exists()
 
 
 def test_downloads_that_fail_are_explained(model, server, capsys, monkeypatch, tmp_path):
@@ -213,6 +203,14 @@ def test_a_larger_photograph_is_explained_by_the_shipped_network(capsys, tmp_pat
         assert 0.7 < arrays["relevance"].sum() / arrays["logit"][0] < 1
     with Image.open(tmp_path / "castle_lrp.png") as picture:
         assert picture.width > 3 * picture.height
+
+
+def test_pictures_beyond_all_measure_are_refused(model, capsys, tmp_path):
+    Image.new("RGB", (3000, 10)).save(tmp_path / "p.png")
+    options = ("--model", "small", "--size", 512, "--out", tmp_path)
+    code, out, err = run(capsys, "explain", tmp_path / "p.png", *options)
+    assert (code, out) == (2, "")
+    assert "p.png: 153600x512 pixels are more than 16 million; take a smaller size" in err
 
 
 def test_larger_pictures_are_cut_to_multiples_without_being_bent():

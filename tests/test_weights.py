@@ -60,7 +60,7 @@ def test_numbers_are_as_precise_as_asked(tmp_path):
             np.testing.assert_array_equal(back["n"], exact["n"], strict=True)
             assert back["one"] == 2.5
     weights.save(tmp_path / "w.safetensors", {"big": np.float32([1e5])})
-    with pytest.raises(WeightsError, match="big holds numbers too large for float16; try bfloat16"):
+    with pytest.raises(WeightsError, match="big holds numbers too large for float16; keep them as float32"):
         weights.load(tmp_path / "w.safetensors", np.float16)
 
 
@@ -88,16 +88,20 @@ def test_torch_files_are_read_without_torch(write, tmp_path):
     count = tensor("1", 1, shape=(), strides=(), storage="LongStorage")
     empty = tensor(shape=(4, 0), strides=(1, 1))
     half = tensor("2", 3, shape=(3,), strides=(1,), storage="BFloat16Storage")
-    state = {"turned": turned, "count": count, "module.empty": empty, "half": half}
+    parameter = b"ctorch._utils\n_rebuild_parameter\n(" + half + code(True) + b"ccollections\nOrderedDict\n)RtR"
+    state = {"turned": turned, "count": count, "module.empty": empty, "half": half, "parameter": parameter}
     write(tmp_path / "w.pth", named(state), NUMBERS)
     back = weights.read(tmp_path / "w.pth")
     np.testing.assert_array_equal(back["turned"], np.float32([[2, 4, 6], [3, 5, 7]]), strict=True)
     np.testing.assert_array_equal(back["count"], np.array(7), strict=True)
     np.testing.assert_array_equal(back["half"], NUMBERS["2"], strict=True)
+    np.testing.assert_array_equal(back["parameter"], NUMBERS["2"], strict=True)
     assert back["empty"].shape == (4, 0)
-    checkpoint = b"\x80\x02}(" + code("epoch") + code(7) + code("state_dict") + named(state)[2:-1] + b"u."
-    write(tmp_path / "w.pth", checkpoint, NUMBERS)
-    assert list(weights.read(tmp_path / "w.pth")) == list(back)
+    del state["half"], state["parameter"]  # so that only the momentum speaks of their numbers
+    for key in ("state_dict", "model"):
+        momentum = code("momentum") + tensor("2", 3, shape=(3,), strides=(1,), storage="BFloat16Storage")
+        write(tmp_path / "w.pth", b"\x80\x02}(" + momentum + code(key) + named(state)[2:-1] + b"u.", NUMBERS)
+        assert list(weights.read(tmp_path / "w.pth")) == ["turned", "count", "empty"]
 
 
 @BOTH
@@ -247,6 +251,103 @@ def test_keras_layers_of_other_kinds_are_refused(tmp_path):
     (tmp_path / "w.msgpack").write_bytes(flax.serialization.to_bytes({"step": 3}))
     with pytest.raises(WeightsError, match="step is a int, no tensor"):
         weights.read(tmp_path / "w.msgpack")
+
+
+def vlen(file):
+    file.create_dataset("a/bias", data=np.array(["x"] * 3, object), dtype=h5py.string_dtype())
+
+
+def reference(file):
+    file["b"] = KERNEL
+    file.create_dataset("a/bias", data=np.array([file["b"].ref] * 3, object), dtype=h5py.ref_dtype)
+
+
+def external(file):
+    file.create_dataset("a/kernel", shape=(2, 3), dtype="f8", external=[("other.bin", 0, 48)])
+
+
+def virtual(file):
+    layout = h5py.VirtualLayout((2, 3), "f8")
+    layout[:] = h5py.VirtualSource("other.h5", "d", shape=(2, 3))
+    file.create_virtual_dataset("a/kernel", layout)
+
+
+def nothing(file):
+    file["a/kernel"] = h5py.Empty("f8")
+
+
+def text(file):
+    file["a/bias"] = np.array([b"one", b"two"])
+
+
+def imaginary(file):
+    file["a/bias"] = BIAS * 1j
+
+
+@pytest.mark.parametrize("fill", [vlen, reference, external, virtual, nothing, text, imaginary])
+def test_keras_files_may_hold_nothing_but_numbers_of_their_own(fill, tmp_path):
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        fill(file)
+    with pytest.raises(WeightsError, match=r"no real numbers|does not hold its numbers itself"):
+        weights.read(tmp_path / "w.h5")
+
+
+@pytest.mark.parametrize("dtype", [">f4", "<f2", ">f2", jnp.bfloat16])
+def test_keras_numbers_of_all_kinds(dtype, tmp_path):
+    values = np.arange(6).reshape(2, 3).astype(dtype)
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        file["a/kernel"] = values.view("V2") if dtype == jnp.bfloat16 else values
+    np.testing.assert_array_equal(weights.read(tmp_path / "w.h5")["a/kernel"], values)
+    back = weights.load(tmp_path / "w.h5", None)["a"]["kernel"]
+    assert back.dtype.isnative
+    np.testing.assert_array_equal(back, values)
+
+
+def test_foreign_kinds_of_float_are_not_taken_as_they_lie(tmp_path):
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        kind = h5py.h5t.IEEE_F32LE.copy()
+        kind.set_fields(15, 7, 8, 0, 7)
+        kind.set_size(2)
+        kind.set_ebias(127)
+        space = h5py.h5s.create_simple((8,))
+        dataset = h5py.h5d.create(file.id, b"bias", kind, space)
+        dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, np.arange(8, dtype="f4"))
+    np.testing.assert_array_equal(weights.read(tmp_path / "w.h5")["bias/bias"], np.arange(8))
+
+
+def test_keras_models_with_channels_first_are_refused(tmp_path):
+    as_keras_model(tmp_path / "w.h5")
+    with h5py.File(tmp_path / "w.h5", "a") as file:
+        file.attrs["model_config"] = '{"data_format": "channels_first"}'
+    with pytest.raises(WeightsError, match="its model has channels first; expected channels last"):
+        weights.read(tmp_path / "w.h5")
+
+
+@pytest.mark.parametrize("length", [640, 0x4B50])
+def test_a_header_of_any_length_is_a_safetensors_header(length, tmp_path):
+    path = tmp_path / "w.safetensors"
+    weights.save(path, {"a": BIAS}, {"x": ""})
+    filled = length - int.from_bytes(path.read_bytes()[:8], "little")
+    for more in range(8):
+        weights.save(path, {"a": BIAS}, {"x": "y" * (filled - more)})
+        if int.from_bytes(path.read_bytes()[:8], "little") == length:
+            break
+    assert path.read_bytes()[:2] in (b"\x80\x02", b"PK")
+    np.testing.assert_array_equal(weights.read(path)["a"], BIAS)
+
+
+@pytest.mark.parametrize(("source", "wanted"), [(jnp.bfloat16, "float16"), ("f4", "bfloat16"), ("f8", "float32")])
+def test_what_becomes_infinite_is_refused(source, wanted, tmp_path):
+    large = {"float16": 1e5, "bfloat16": 3.4e38, "float32": 1e39}[wanted]
+    weights.save(tmp_path / "w", {"a": {"b": np.array([1, large]).astype(source)}})
+    with pytest.raises(WeightsError, match=f"a/b holds numbers too large for {wanted}; keep them as"):
+        weights.load(tmp_path / "w", wanted)
+
+
+def test_a_name_is_no_tensor_and_layer_at_once(tmp_path):
+    weights.save(tmp_path / "w", {"a": BIAS, "a/b": BIAS})
+    with pytest.raises(WeightsError, match="'a' is both a tensor and what 'a/b' belongs to"):
+        weights.load(tmp_path / "w")
 
 
 def test_without_h5py_it_is_said_how_to_get_it(tmp_path, monkeypatch):

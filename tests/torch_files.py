@@ -9,12 +9,12 @@ _STORAGES = {"f8": "DoubleStorage", "f4": "FloatStorage", "f2": "HalfStorage", "
 
 
 def write(path, state, old=False):
-    """Saves arrays by their names, as `torch.save(state_dict)` does."""
+    """Saves arrays by their names, as `torch.save(state_dict)` does, or did when torchvision's VGGs were published."""
     storages = {str(i): np.ascontiguousarray(array) for i, array in enumerate(state.values())}
     tensors = {
         name: tensor(
             key, array.size, 0, array.shape, tuple(s // array.itemsize for s in array.strides),
-            _STORAGES[array.dtype.str[1:]],
+            _STORAGES[array.dtype.str[1:]], old,
         )
         for name, (key, array) in zip(state, storages.items(), strict=True)
     }  # fmt: skip
@@ -26,11 +26,13 @@ def code(value):
     return pickle.dumps(value, 2)[2:-1]
 
 
-def tensor(key="0", size=8, offset=0, shape=(2, 3), strides=(1, 2), storage="FloatStorage"):
-    """The same for a tensor, as torch writes it."""
+def tensor(key="0", size=8, offset=0, shape=(2, 3), strides=(1, 2), storage="FloatStorage", old=False):
+    """The same for a tensor, as torch writes it, or wrote it until 2018."""
     pid = b"(" + code("storage") + f"ctorch\n{storage}\n".encode() + code(key) + code("cpu") + code(size) + b"tQ"
-    rest = code(offset) + code(shape) + code(strides) + code(False) + b"ccollections\nOrderedDict\n)R"
-    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + pid + rest + b"tR"
+    rest = code(offset) + code(shape) + code(strides)
+    if old:
+        return b"ctorch._utils\n_rebuild_tensor\n(" + pid + rest + b"tR"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + pid + rest + code(False) + b"ccollections\nOrderedDict\n)RtR"
 
 
 def in_zip(path, state, storages, compression=zipfile.ZIP_STORED):

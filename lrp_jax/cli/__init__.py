@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import lrp_jax
-from lrp_jax.cli import _photos, _text, _weights
+from lrp_jax.cli import _compare, _explain, _gallery, _text, _weights
 from lrp_jax.cli._common import CommandError, cache_folder, complain, keep_compiled
 
 
@@ -33,7 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-cache", action="store_false", dest="cache", help=cache)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    _photos.add(commands)
+    _explain.add(commands)
+    _compare.add(commands)
+    _gallery.add(commands)
     _text.add(commands)
     _weights.add(commands)
     return parser

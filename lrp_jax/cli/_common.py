@@ -43,13 +43,14 @@ def model_of(name: str) -> Any:
         raise CommandError(error) from None
 
 
-def suits(path: str | Path) -> str:
-    """Which networks' weights the file holds, as the end of a sentence; nothing where there is no more to say."""
+def suits(path: str | Path, wanted: Any) -> str:
+    """Which other networks' weights the file holds, as the end of a sentence; nothing where there is no more to say."""
     from lrp_jax import models, weights
+    from lrp_jax.models.pretrained import model_in
 
     def fits(model):
         try:
-            return weights.arrange(tensors, model.shapes, model.layouts, path, model.top)
+            return weights.arrange(tensors, model.shapes, model.layouts, path)
         except weights.WeightsError:
             return None
 
@@ -57,5 +58,8 @@ def suits(path: str | Path) -> str:
         tensors = weights.read(path)
     except weights.WeightsError:
         return ""
-    names = [f"--model {model.name}" for model in models.registry().values() if fits(model)]
+    if model_in(path):  # which says so itself
+        return ""
+    others = [model for model in models.registry().values() if model is not wanted]
+    names = [f"--model {model.name}" for model in others if fits(model)]
     return f" It suits {' or '.join(names)}." if names else ""

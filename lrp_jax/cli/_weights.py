@@ -34,8 +34,8 @@ def add(commands) -> None:
     download = weights.add_parser(
         "download",
         help="bring a network's published weights",
-        description="Downloads a network's weights from who published them, checks and converts them, and keeps them "
-        "in the user's cache folder. An interrupted download goes on where it stopped.",
+        description="Downloads a network's weights from who published them, checks them, and keeps them in the user's "
+        "cache folder. An interrupted download goes on where it stopped.",
     )
     download.add_argument("model", metavar="NAME", help="the network; `lrp-jax models` lists them")
     download.set_defaults(run=_download)
@@ -70,7 +70,7 @@ def _convert(options) -> int:
     try:
         model.convert(options.source, options.destination, options.dtype, options.top)
     except WeightsError as error:
-        raise CommandError(f"{error}{suits(options.source)}") from None
+        raise CommandError(f"{error}{suits(options.source, model)}") from None
     except OSError as error:
         raise CommandError(f"{options.destination}: cannot be written ({error.strerror or error}).") from None
     print(options.destination)

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import platformdirs
-from filelock import FileLock
 
-from lrp_jax import composites, weights
+from lrp_jax import composites, methods, rules, weights
 from lrp_jax.images import Preprocessing
+from lrp_jax.transform import lrp
 
 _SHIPPED = (Path(__file__).parents[1] / "_data", Path(__file__).parents[2] / "weights")  # installed, or a checkout
 
@@ -49,9 +49,10 @@ class Pretrained:
 
     @property
     def file(self) -> Path:
-        """The file of its weights: what comes with the package, or what `fetch` leaves in the user's cache folder."""
-        folders = _SHIPPED if self.remote is None else (weights_folder(),)
-        paths = [folder / f"{self.name}.safetensors" for folder in folders]
+        """The file of its weights: what comes with the package, or what `fetch` brings to the user's cache folder."""
+        if self.remote is not None:
+            return weights_folder() / self.remote.filename
+        paths = [folder / f"{self.name}.safetensors" for folder in _SHIPPED]
         return next((path for path in paths if path.exists()), paths[0])
 
     @functools.cached_property
@@ -84,7 +85,7 @@ class Pretrained:
                 "or name a file that you have (on the command line, --weights FILE)."
             )
         path = self.file if path is None else path
-        if (holds := _model_of(path)) not in (None, self.name):
+        if (holds := model_in(path)) not in (None, self.name):
             raise weights.WeightsError(f"{path}: holds the weights of {holds}, not of {self.name}.")
         return weights.load(path, dtype, self.shapes, self.layouts, () if top else self.top)
 
@@ -102,23 +103,12 @@ class Pretrained:
         weights.save(destination, params, {**self.about, "model": self.name, "converted from": Path(source).name})
 
     def fetch(self) -> Path:
-        """Downloads its weights unless they are there, and keeps them converted; returns the file.
+        """Downloads its weights as they are published, unless they are there; returns the file.
 
         Raises:
             WeightsError: they cannot be downloaded; the message says what to do.
         """
-        if self.remote is None or self.file.exists():
-            return self.file
-        folder = self.file.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{self.name}.lock"):
-            if not self.file.exists():
-                brought_by_hand = (folder / self.remote.filename).exists()
-                source = weights.download(self.remote, folder)
-                self.convert(source, self.file)
-                if not brought_by_hand:
-                    source.unlink()
-        return self.file
+        return self.file if self.remote is None else weights.download(self.remote, self.file.parent)
 
     def apply(self, params: weights.Params, x: jax.Array) -> jax.Array:
         """Logits (..., classes) of preprocessed images (..., H, W, 3)."""
@@ -158,6 +148,37 @@ class Pretrained:
         }
         return {name: known[name] for name in self.presets}
 
+    @property
+    def explainers(self) -> dict[str, Callable[[], Callable[..., Any]]]:
+        """Ways to explain it, by name: its composites, single rules for all layers, and what they are compared with.
+
+        Each, called, returns `explain(params, x, target=None)`.
+        """
+        low, high = self.preprocessing.low, self.preprocessing.high
+        everywhere = lambda rule: [(composites.kind("conv", "dense"), rule)]
+        covered = (32, 32, 3)
+        found: dict[str, Any] = {
+            **self.composites,
+            "lrp_0": lambda: everywhere(rules.Zero()),
+            "lrp_epsilon": lambda: everywhere(rules.Epsilon(rules.Stabilizer(0.25, norm="sample"))),
+            "lrp_gamma": lambda: everywhere(rules.Gamma(0.25)),
+        }
+        found = {name: lambda make=make: lrp(self.apply, make()) for name, make in found.items()}
+        others: dict[str, Callable[..., Any]] = {
+            "gradient": methods.gradient,
+            "absolute_gradient": methods.absolute_gradient,
+            "gradient_times_input": methods.gradient_times_input,
+            "integrated_gradients": methods.integrated_gradients,
+            "smooth_grad": methods.smooth_grad,
+            "guided_backprop": methods.guided_backprop,
+            "deconvnet": methods.deconvnet,
+            "deep_taylor": lambda fn: methods.deep_taylor(fn, low, high),
+            "occlusion": lambda fn: methods.occlusion(fn, covered),
+            "grad_cam": methods.grad_cam,
+            "cam": methods.cam,
+        }
+        return found | {name: lambda make=make: make(self.apply) for name, make in others.items()}
+
     def class_index(self, name: Any) -> int:
         """The index of a class given by index, name or WordNet id.
 
@@ -191,7 +212,7 @@ def weights_folder() -> Path:
     return Path(platformdirs.user_cache_dir("lrp_jax")) / "weights"
 
 
-def _model_of(path: str | Path) -> str | None:
+def model_in(path: str | Path) -> str | None:
     """The model whose weights a file of this project says that it holds."""
     try:
         return weights.about(path).get("model")

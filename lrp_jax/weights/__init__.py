@@ -1,5 +1,6 @@
 """Parameters on disk: nested dicts as safetensors, one tensor for each key path; and the files of others."""
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lrp_jax.weights._download import Remote, download
-from lrp_jax.weights._files import WeightsError, is_floating, read
+from lrp_jax.weights._files import WeightsError, is_finite, is_floating, read
 from lrp_jax.weights._layouts import FLAX, TORCH, TORCH_KERNELS, Layout, Shapes, arrange
 
 __all__ = [
@@ -50,11 +51,13 @@ def load(
         node = params
         for name in parents:
             node = node.setdefault(name, {})
-        wanted = dtype if dtype is not None and is_floating(tensor) else tensor.dtype
-        try:
-            node[leaf] = _copy(tensor, wanted).reshape(tensor.shape if shapes is None else shapes[key])
-        except FloatingPointError:
-            raise WeightsError(f"{path}: {key} holds numbers too large for {np.dtype(wanted)}; try bfloat16.") from None
+            if not isinstance(node, dict):
+                raise WeightsError(f"{path}: {name!r} is both a tensor and what {key!r} belongs to.")
+        wanted = np.dtype(dtype) if dtype is not None and is_floating(tensor) else tensor.dtype.newbyteorder("=")
+        copy = _copy(tensor, wanted)
+        if wanted != tensor.dtype and not is_finite(copy):
+            raise WeightsError(f"{path}: {key} holds numbers too large for {wanted}; keep them as {tensor.dtype}.")
+        node[leaf] = copy.reshape(tensor.shape if shapes is None else shapes[key])
     return params
 
 
@@ -66,7 +69,7 @@ def save(path: str | Path, params: Mapping[str, Any], about: Mapping[str, str] |
         params: a nested dict of arrays.
         about: text to keep beside the tensors: source, licence, classes.
     """
-    part = Path(f"{path}.part")
+    part = Path(f"{path}.{os.getpid()}.part")
     try:
         save_file(dict(_flatten(params)), part, metadata=dict(about or {}))
         part.replace(path)
@@ -105,7 +108,7 @@ def _copy(tensor: np.ndarray, dtype: Any) -> np.ndarray:
     memory = np.empty(tensor.size * dtype.itemsize + _ALIGNED, np.uint8)
     start = -memory.ctypes.data % _ALIGNED
     copy = memory[start : start + tensor.size * dtype.itemsize].view(dtype).reshape(tensor.shape)
-    with np.errstate(over="raise"):
+    with np.errstate(over="ignore"):
         if tensor.flags.c_contiguous:
             copy[...] = tensor
         else:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors import safe_open
 
@@ -35,32 +36,41 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     kind, reader = _reader(path, head)
     try:
         tensors = reader(path)
-    except ImportError:
-        raise WeightsError(f"{path}: reading {kind} needs the package h5py: pip install 'lrp_jax[keras]'.") from None
+    except ModuleNotFoundError as error:
+        raise WeightsError(
+            f"{path}: reading a {kind} needs the package {error.name}: pip install 'lrp_jax[keras]'."
+        ) from None
     except Exception as error:  # a damaged file can raise anything
         raise WeightsError(f"{path}: not a readable {kind} ({str(error) or type(error).__name__}).") from None
     for name, tensor in tensors.items():
-        parts = tensor if tensor.ndim > 1 else [tensor]  # a little at a time
-        if is_floating(tensor) and not all(np.isfinite(part).all() for part in parts):
+        if not (is_floating(tensor) or tensor.dtype.kind in "iub"):
+            raise WeightsError(f"{path}: tensor {name!r} holds {tensor.dtype}, no real numbers.")
+        if not is_finite(tensor):
             raise WeightsError(f"{path}: tensor {name!r} holds numbers that are not finite; the file is damaged.")
     return tensors
 
 
 def is_floating(tensor: np.ndarray) -> bool:
     """Whether the numbers are floating-point ones, bfloat16 (to NumPy a foreign type) among them."""
-    return tensor.dtype.kind in "fV"
+    return tensor.dtype == ml_dtypes.bfloat16 or (tensor.dtype.kind == "f" and tensor.dtype.itemsize <= 8)
+
+
+def is_finite(tensor: np.ndarray) -> bool:
+    """Whether no number is infinite or none; a little at a time, for the memory's sake."""
+    parts = tensor if tensor.ndim > 1 else [tensor]
+    return not is_floating(tensor) or all(np.isfinite(part).all() for part in parts)
 
 
 def _reader(path: str | Path, head: bytes) -> tuple[str, Callable[[str | Path], dict[str, np.ndarray]]]:
     """What the file is by its first bytes, and what reads it."""
+    if head[8:] == b"{" and not any(head[5:8]):  # after its header's length, whose first bytes may look like anything
+        return "safetensors file", _safetensors
     if head.startswith(b"PK"):
         return "PyTorch or Keras file", _zip
     if head.startswith(b"\x80\x02"):
         return "PyTorch file", _torch.read
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         return "Keras file", _hdf5
-    if head[8:] == b"{":
-        return "safetensors file", _safetensors
     if head and (0x80 < head[0] < 0x90 or head[0] in (0xDE, 0xDF)):  # a map with something in it
         return "Flax msgpack file", _msgpack
     raise WeightsError(
@@ -72,8 +82,9 @@ def _zip(path: str | Path) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as archive:
         if "model.weights.h5" not in archive.namelist():
             return _torch.read(path)
+        found = members(archive, mapped(path))
         with archive.open("model.weights.h5") as file:
-            return _keras(file, members(archive, mapped(path))["model.weights.h5"])
+            return _keras(file, found["model.weights.h5"], bytes(found.get("config.json", b"")))
 
 
 def _hdf5(path: str | Path) -> dict[str, np.ndarray]:
@@ -81,25 +92,35 @@ def _hdf5(path: str | Path) -> dict[str, np.ndarray]:
         return _keras(file, mapped(path))
 
 
-def _keras(file: Any, data: memoryview) -> dict[str, np.ndarray]:
+def _keras(file: Any, data: memoryview, config: Any = "") -> dict[str, np.ndarray]:
     """Keras's tensors by layer, kernels being those with several axes; `data` is what the file holds."""
     import h5py
 
     tensors: dict[str, np.ndarray] = {}
 
     def visit(path: str, node: Any) -> None:
-        parts = [part for part in path.split("/") if part not in ("model_weights", "layers")]
+        parts = [part for part in path.split("/") if part not in _KERAS_GROUPS]
         if not isinstance(node, h5py.Dataset) or parts[0].startswith(("optimizer", "top_level_model_weights")):
             return
+        if node.shape is None or node.external or node.is_virtual:
+            raise ValueError(f"{path} does not hold its numbers itself")
         name = f"{parts[0]}/{'kernel' if node.ndim > 1 else 'bias'}"
         if name in tensors:
-            raise ValueError(f"layer {parts[0]!r} holds other tensors than one kernel and one bias")
-        offset = node.id.get_offset()  # None where the numbers do not lie in one piece
-        tensors[name] = node[()] if offset is None else np.ndarray(node.shape, node.dtype, data, offset)
+            raise ValueError(f"layer {parts[0]!r} holds other tensors than one kernel and one bias, or a nested model")
+        plain = node.dtype.kind in "fiu" and node.id.get_type() == h5py.h5t.py_create(node.dtype)
+        offset = node.id.get_offset() if plain else None  # None, too, where the numbers do not lie in one piece
+        array = node[()] if offset is None else np.ndarray(node.shape, node.dtype, data, offset)
+        tensors[name] = array.view(ml_dtypes.bfloat16) if array.dtype == "V2" else array
 
     with h5py.File(file, "r") as opened:
+        if "channels_first" in str(config) + str(opened.attrs.get("model_config")):
+            raise ValueError("its model has channels first; expected channels last")
         opened.visititems(visit)
     return tensors
+
+
+_KERAS_GROUPS = ("model_weights", "layers", "_layer_checkpoint_dependencies")
+"""Groups around the layers."""
 
 
 def _safetensors(path: str | Path) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from einops import rearrange
 
-from lrp_jax.weights._files import WeightsError
+from lrp_jax.weights._files import WeightsError, is_floating
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -107,6 +107,8 @@ def arrange(
             raise WeightsError(
                 f"{source}: another network; its tensor {name!r} has shape {tensors[name].shape}, expected {expected}."
             )
+        if not is_floating(tensors[name]):
+            raise WeightsError(f"{source}: its tensor {name!r} holds {tensors[name].dtype}, no floating-point numbers.")
         arranged[key] = layout.view(key, tensors[name], len(shapes[key]))
     for name in tensors:
         if name not in keys and not re.fullmatch(layout.ignored, name):

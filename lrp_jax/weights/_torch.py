@@ -64,39 +64,52 @@ class _Tensor(NamedTuple):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows tensors, storages and ordered dicts, and refuses every other name: nothing foreign is ever called.
+    """Knows tensors, storages and ordered dicts, and refuses every other name: nothing foreign is ever called."""
 
-    What it hands to the pickle cannot be changed by it: storages are strings, and the rest is built in or bound.
-    """
+    def __init__(self, file):
+        super().__init__(file)
+        self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return self.rebuild
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
+        match module, name:
+            case "torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2":  # the first until 2018
+                return self.rebuild
+            case "torch._utils", "_rebuild_parameter":
+                return self.parameter
+            case "collections", "OrderedDict":
+                return OrderedDict
         raise ValueError(f"it asks for {module}.{name}, which weights do not need; nothing was run")
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, dtype, key, _, size, *view = pid
         if kind != "storage" or dtype not in _STORAGES.values() or any(view):
             raise ValueError("a storage is described in an unknown way")
-        return _Storage(dtype, key, size)
+        self.storages[key] = _Storage(dtype, key, size)
+        return self.storages[key]
 
-    def rebuild(self, storage, offset, shape, strides, *_) -> _Tensor:
+    def rebuild(self, storage, offset, shape, strides, requires_grad=False, hooks=None) -> _Tensor:
         if not isinstance(storage, _Storage):
             raise ValueError("a tensor without storage")
         return _Tensor(storage, offset, shape, strides)
 
+    def parameter(self, data, requires_grad, hooks) -> _Tensor:
+        return data
 
-def _state(file) -> dict[str, _Tensor]:
-    state = _Unpickler(file).load()
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):  # as training scripts keep it
-        state = state["state_dict"]
+
+def _state(file) -> tuple[dict[str, _Tensor], dict[str, _Storage]]:
+    """The tensors by their names, and all storages that are spoken of, be it beside them."""
+    unpickler = _Unpickler(file)
+    state = unpickler.load()
+    for key in ("state_dict", "model_state_dict", "model"):  # as training scripts keep it
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
     if not (isinstance(state, dict) and all(isinstance(tensor, _Tensor) for tensor in state.values())):
         raise ValueError("it holds something else than tensors by their names; save model.state_dict()")
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}  # DataParallel's
+    return {
+        name.removeprefix("module."): tensor for name, tensor in state.items()
+    }, unpickler.storages  # DataParallel's
 
 
 def _read_zip(file, data: memoryview) -> tuple[dict[str, _Tensor], dict[str, memoryview]]:
@@ -108,7 +121,7 @@ def _read_zip(file, data: memoryview) -> tuple[dict[str, _Tensor], dict[str, mem
     if "data.pkl" not in found:
         raise ValueError("it is another kind of archive")
     storages = {name.removeprefix("data/"): member for name, member in found.items()}
-    return _state(io.BytesIO(found["data.pkl"])), storages
+    return _state(io.BytesIO(found["data.pkl"]))[0], storages
 
 
 def _read_pickles(file, data: memoryview) -> tuple[dict[str, _Tensor], dict[str, memoryview]]:
@@ -116,12 +129,12 @@ def _read_pickles(file, data: memoryview) -> tuple[dict[str, _Tensor], dict[str,
     if _Unpickler(file).load() != _MAGIC:
         raise ValueError("it is another kind of pickle")
     _, machine = _Unpickler(file).load(), _Unpickler(file).load()
-    state, keys = _state(file), _Unpickler(file).load()
+    (state, described), keys = _state(file), _Unpickler(file).load()
     if not machine["little_endian"]:
         raise ValueError("its numbers are big-endian")
-    bytes_each = {t.storage.key: np.dtype(t.storage.dtype).itemsize for t in state.values()}
     storages, start = {}, file.tell()
     for key in keys:
-        end = start + 8 + int.from_bytes(data[start : start + 8], "little") * bytes_each[key]
+        itemsize = np.dtype(described[key].dtype).itemsize
+        end = start + 8 + int.from_bytes(data[start : start + 8], "little") * itemsize
         storages[key], start = data[start + 8 : end], end
     return state, storages
