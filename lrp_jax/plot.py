@@ -1,6 +1,7 @@
 """Pictures of relevance, on matplotlib axes and figures. Nothing here shows a window."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from PIL import Image
+from PIL import Image, ImageOps
 
 from lrp_jax._colour import diverging
 from lrp_jax.ledger import LOSSES, Ledger
@@ -27,7 +28,7 @@ SCALES = ("each", "column", "all")
 """Whether each map's colours have ends of their own, or those of its column, or all maps have the same."""
 
 LOSS_COLOURS = ("#c44e52", "#dd8452", "#8c8c8c", "#937860", "#8172b3")
-DPI = 150
+DPI, CAPTION = 150, "caption"
 
 
 def pixels(relevance: Any, part: str = "both") -> np.ndarray:
@@ -80,7 +81,8 @@ def heatmap(
     drawn = ax.imshow(
         values, cmap=cmap, vmin=-vmax, vmax=vmax, interpolation="nearest", extent=extent, alpha=alpha  # pyright: ignore
     )  # fmt: skip
-    bar = ax.figure.colorbar(drawn, cax=ax.inset_axes((1.03, 0, 0.05, 1)), extend="both")
+    extend = {"both": "both", "negative": "min"}.get(part, "max")
+    bar = ax.figure.colorbar(drawn, cax=ax.inset_axes((1.03, 0, 0.05, 1)), extend=extend)  # pyright: ignore
     if part != "both":
         bar.ax.set_ylim(*((-vmax, 0) if part == "negative" else (0, vmax)))
     bar.ax.tick_params(labelsize=7)
@@ -149,7 +151,7 @@ def table(
             place: max(end for other, end in ends.items() if scale == "all" or other[1] == place[1]) for place in ends
         }
     sizes = [_size(cell.content) for row in rows for cell in row if cell]
-    height = min(max(3.3 * h / w for w, h in sizes), 6.0) + 0.25
+    height = min(max(2.95 * h / w for w, h in sizes), 6.0) + 0.4
     figure = Figure(figsize=(3.5 * columns + 0.2, height * len(rows) + 0.3), layout="constrained", dpi=DPI)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for i, j in np.ndindex(axes.shape):
@@ -166,9 +168,8 @@ def table(
     whose = {"each": "each map's colours end at its own", "column": "colours end at each column's largest",
              "all": "all colours end at the maps' largest"}[scale]  # fmt: skip
     drawn = "" if part == "both" else f"{part} relevance; "
-    figure.supxlabel(
-        f"{caption}{'; ' * bool(caption)}{drawn}{whose} {percentile:g}th percentile", fontsize=8, color="0.35"
-    )
+    line = f"{caption}{'; ' * bool(caption)}{drawn}{whose} {percentile:g}th percentile"
+    figure.supxlabel(line, fontsize=8, color="0.35", gid=CAPTION)
     return figure
 
 
@@ -253,6 +254,25 @@ def _plane(relevance: np.ndarray) -> np.ndarray:
     return rows
 
 
+def montage(tiles: Sequence[tuple[Image.Image, Any]], *, side: int = 160) -> Image.Image:
+    """Photographs with a map beside each, in rows, as one picture.
+
+    Args:
+        tiles: photographs and relevance (H, W, C).
+        side: of the square that each photograph and each map fits into, in pixels.
+    """
+    columns = max(1, math.ceil((len(tiles) / 2) ** 0.5))
+    sheet = Image.new("RGB", (columns * (2 * side + 8), math.ceil(len(tiles) / columns) * (side + 8)), "white")
+    for i, (photo, relevance) in enumerate(tiles):
+        vmax = limit(relevance)
+        drawn = Image.fromarray(np.round(diverging(pixels(relevance) / vmax) * 255).astype(np.uint8))
+        for j, picture in enumerate((photo, drawn.resize(photo.size, Image.Resampling.NEAREST))):
+            small = ImageOps.contain(picture, (side, side))
+            row, column = divmod(i, columns)
+            sheet.paste(small, (column * (2 * side + 8) + j * side, row * (side + 8)))
+    return sheet
+
+
 def save(figure: Figure, file: str | Path, width: int | None = None) -> None:
     """Writes a figure as its name ends (.png, .svg, .pdf), always alike for the same figure.
 
@@ -263,16 +283,20 @@ def save(figure: Figure, file: str | Path, width: int | None = None) -> None:
     """
     dpi = DPI if width is None else width / figure.get_figwidth()
     smallest = 8.0 * 72 / dpi  # points that make 8 pixels
-    texts = {text: text.get_fontsize() for text in figure.findobj(Text)}
-    for text, size in texts.items():
+    before = [(text, float(text.get_fontsize()), text.get_text()) for text in figure.findobj(Text)]
+    for text, size, line in before:
         text.set_fontsize(max(size, smallest))
+        if text.get_gid() == CAPTION:  # a letter is about half as wide as high
+            letters = figure.get_figwidth() * 72 / (0.55 * max(size, smallest))
+            text.set_text(textwrap.fill(line, int(letters)))
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(Path(file).suffix.lower())
     try:
         with rc_context({"svg.hashsalt": "lrp_jax", "svg.fonttype": "path"}):
             figure.savefig(file, dpi=dpi, metadata=metadata)
     finally:
-        for text, size in texts.items():
+        for text, size, line in before:
             text.set_fontsize(size)
+            text.set_text(line)
 
 
 def books(ledger: Ledger, ax: Axes) -> Axes:

@@ -8,8 +8,11 @@ import lrp_jax
 from lrp_jax.cli._common import CommandError
 from lrp_jax.cli._photos import add_common, add_drawing, files_of, params_of, positive, prepare, style, unwritten
 
-LINEAR_ONLY = ("absolute_gradient", "grad_cam")
-"""Explainers whose difference for two classes says nothing."""
+NOT_LINEAR = ("absolute_gradient", "guided_backprop", "deconvnet", "deep_taylor", "grad_cam")
+"""Explainers whose maps of two classes may not be subtracted."""
+
+WIDEST = 6
+"""Pictures beside each other where all of one class are in one row."""
 
 
 def add(commands) -> None:
@@ -101,7 +104,9 @@ def _compare(options) -> int:
         for name, explain in tqdm(explainers.items(), disable=None, leave=False):
             found, seconds[name] = timed(explain, params, x, target=asked)
             found = found[:, 0]
-            maps[name] = [*found[: len(targets)], *([] if rival is None else [found[0] - found[-1]])]
+            maps[name] = list(found[: len(targets)])
+            if rival is not None and name not in NOT_LINEAR:
+                maps[name].append(found[0] - found[-1])
         classes = [f"{model.classes[c][1]}\n{shares[c]:.1%}, logit {logits[c]:.2f}" for c in targets]
         if rival is not None:
             names = model.classes[targets[0]][1], model.classes[rival][1]
@@ -110,24 +115,29 @@ def _compare(options) -> int:
         for i, title in enumerate(classes):
             rows.append([plot.Cell(photo.crop, title)])
             for name, found in maps.items():
-                one_sided = name in LINEAR_ONLY and i == len(targets)
-                heading = f"{name}\nsum {found[i].sum(dtype=np.float64):.3g}"
-                below = photo.crop if options.overlay else None
-                rows[-1].append(None if one_sided else plot.Cell(found[i], heading, below))
+                if i == len(found):
+                    rows[-1].append(None)
+                    continue
+                heading = f"{name}\nsum {found[i].sum(dtype=np.float64):.3g}, {seconds[name]:.2g} s"
+                rows[-1].append(plot.Cell(found[i], heading, photo.crop if options.overlay else None))
+        if len(rows) == 1:
+            rows = [rows[0][i : i + WIDEST] for i in range(0, len(rows[0]), WIDEST)]
         count = f" for {len(asked)} classes" * (len(asked) > 1)
         print(photo.path)
         for title in classes:
             print(f"  {title.replace(chr(10), ': ')}")
         width = max(map(len, maps))
         for name, found in maps.items():
-            sums = "  ".join(f"{f.sum(dtype=np.float64):10.4g}" for f in found[: len(classes)])
-            print(f"    {name:{width}}  {sums}  {seconds[name]:7.2f} s{count}")
+            sums = "".join(f"{f.sum(dtype=np.float64):12.4g}" for f in found).ljust(12 * len(classes))
+            print(f"    {name:{width}}{sums}  {seconds[name]:7.2f} s{count}")
         try:
             file, *arrays = files_of(photo.stem, options)
             figure = plot.table(rows, f"{Path(photo.path).name}, {model.name}", scale=options.scale, **style(options))
             plot.save(figure, file, options.width)
             if arrays:
-                np.savez_compressed(arrays[0], **{name: np.stack(found) for name, found in maps.items()})
+                np.savez_compressed(
+                    arrays[0], allow_pickle=False, **{name: np.stack(found) for name, found in maps.items()}
+                )
             print(f"  -> {', '.join(map(str, [file, *arrays]))}")
         except OSError as error:
             failed = unwritten(photo.path, error)
