@@ -6,6 +6,7 @@ from lrp_jax.composites import Composite
 from lrp_jax.ledger import Ledger, conservation
 from lrp_jax.marker import layer
 from lrp_jax.transform import lrp
+from lrp_jax.tuning import tune
 
 __all__ = [
     "Composite",
@@ -19,5 +20,6 @@ __all__ = [
     "outputs",
     "plan",
     "rules",
+    "tune",
 ]
 __version__ = "0.1.0"

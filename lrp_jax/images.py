@@ -24,6 +24,7 @@ class Preprocessing:
         crop: side of the square cut from the centre, in pixels.
         mean, std: per colour channel, for RGB in [0, 1].
         bgr: whether the network takes blue, green, red instead.
+        grey: whether it takes one channel, of grey.
         multiple: what the sides of larger pictures are multiples of, as the network halves them again and again.
     """
 
@@ -32,6 +33,7 @@ class Preprocessing:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     bgr: bool = False
+    grey: bool = False
     multiple: int = 32
 
     def __post_init__(self):
@@ -79,8 +81,9 @@ class Preprocessing:
         return image.resize((width, height), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
 
     def normalize(self, image: Image.Image) -> np.ndarray:
-        """The network's input, float32 (H, W, 3), of a picture that `cut` returned."""
-        pixels = np.asarray(image, np.float32) / 255
+        """The network's input, float32 (H, W, channels), of a picture that `cut` returned."""
+        pixels = np.asarray(image.convert("L") if self.grey else image, np.float32) / 255
+        pixels = pixels[..., None] if self.grey else pixels
         x = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         return x[..., ::-1] if self.bgr else x
 

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 
 from lrp_jax._colour import diverging
 from lrp_jax.ledger import LOSSES, Ledger
+from lrp_jax.removal import Removal
 from lrp_jax.rules import LINEAR
 
 COLOURS = ListedColormap(diverging(np.linspace(-1, 1, 511)), "relevance")
@@ -252,6 +253,50 @@ def _plane(relevance: np.ndarray) -> np.ndarray:
     rows = np.full((math.ceil(relevance.size / width), width), 0.0)
     rows.flat[: relevance.size] = relevance
     return rows
+
+
+def removals(found: Mapping[str, Removal], ax: Axes, *, confidence: bool = True) -> Axes:
+    """Draws how predictions fall while inputs are removed: means over examples, with bands of 95 % confidence.
+
+    Args:
+        found: what became of the predictions, by the name of the order.
+        ax: the axes to draw on.
+        confidence: whether the confidence is drawn, or the probability of the class that was predicted first.
+
+    Returns:
+        The axes.
+    """
+    for name, removal in found.items():
+        values = removal.confidence if confidence else removal.of_first()
+        mean, band = values.mean(1), 1.96 * values.std(1) / values.shape[1] ** 0.5
+        (line,) = ax.plot(removal.removed, mean, label=name, linewidth=1.5)
+        ax.fill_between(removal.removed, mean - band, mean + band, color=line.get_color(), alpha=0.25, linewidth=0)
+    ax.set(xlabel="inputs removed", ylim=(0, 1.02), xlim=(0, None))
+    ax.set_ylabel("confidence, (max - second) / max" if confidence else "probability of the first class")
+    ax.legend(fontsize=8, frameon=False)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def bars(amounts: Mapping[str, float], ax: Axes, spread: Mapping[str, float] | None = None) -> Axes:
+    """Draws amounts of relevance by name, the largest on top, red in favour and blue against.
+
+    Args:
+        amounts: by name.
+        ax: the axes to draw on.
+        spread: half the length of a whisker, by name.
+
+    Returns:
+        The axes.
+    """
+    names = sorted(amounts, key=lambda name: amounts[name])
+    values = np.array([amounts[name] for name in names])
+    whiskers = None if spread is None else [spread[name] for name in names]
+    ax.barh(names, values, xerr=whiskers, color=diverging(np.sign(values) * 0.8), ecolor="0.4")
+    ax.axvline(0, color="0.2", linewidth=0.8)
+    ax.tick_params(labelsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
 
 
 def montage(tiles: Sequence[tuple[Image.Image, Any]], *, side: int = 160) -> Image.Image:

@@ -245,7 +245,7 @@ class AlphaBeta(LinearRule):
 
     def __post_init__(self):
         super().__post_init__()
-        if abs(self.alpha - self.beta - 1) > 1e-9 or self.beta < 0:
+        if self._known and (abs(self.alpha - self.beta - 1) > 1e-9 or self.beta < 0):
             raise ValueError(f"alpha - beta must be 1 and beta >= 0; got alpha={self.alpha}, beta={self.beta}.")
 
     def __call__(self, layer, a, params, R):
@@ -260,7 +260,12 @@ class AlphaBeta(LinearRule):
                 *map(functools.partial(self.steps, layer), (excite, inhibit), self._shares(layer, excite, inhibit, R))
             )
         found = self.steps(layer, excite, self.alpha * R)
-        return found if self.beta == 0 else add(found, self.steps(layer, inhibit, -self.beta * R))
+        return found if self._known and self.beta == 0 else add(found, self.steps(layer, inhibit, -self.beta * R))
+
+    @property
+    def _known(self) -> bool:
+        """Whether the factors are numbers, not arrays that are traced."""
+        return isinstance(self.alpha, int | float) and isinstance(self.beta, int | float)
 
     def _shares(self, layer, excite, inhibit, R):
         """The relevance of each side: alpha R and -beta R, or all to one where the other is empty."""

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import lrp_jax
-from lrp_jax.cli import _compare, _explain, _gallery, _text, _weights
+from lrp_jax.cli import _compare, _explain, _gallery, _mnist, _table, _text, _weights
 from lrp_jax.cli._common import CommandError, cache_folder, complain, keep_compiled
 
 
@@ -38,4 +38,6 @@ def _parser() -> argparse.ArgumentParser:
     _gallery.add(commands)
     _text.add(commands)
     _weights.add(commands)
+    _mnist.add(commands)
+    _table.add(commands)
     return parser

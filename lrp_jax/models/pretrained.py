@@ -6,7 +6,7 @@ import functools
 import heapq
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,6 +19,33 @@ from lrp_jax.images import Preprocessing
 from lrp_jax.transform import lrp
 
 _SHIPPED = (Path(__file__).parents[1] / "_data", Path(__file__).parents[2] / "weights")  # installed, or a checkout
+
+
+class Prediction(NamedTuple):
+    """What a network says of images.
+
+    Attributes:
+        known: WordNet id and English name of each class.
+        logits: (N, K).
+    """
+
+    known: tuple[tuple[str, str], ...]
+    logits: jax.Array
+
+    @property
+    def probabilities(self) -> jax.Array:
+        """(N, K): the softmax of the logits."""
+        return jax.nn.softmax(self.logits)
+
+    @property
+    def classes(self) -> jax.Array:
+        """(N,): the likeliest class of each."""
+        return jnp.argmax(self.logits, axis=-1)
+
+    @property
+    def names(self) -> list[str]:
+        """The English name of the likeliest class of each."""
+        return [self.known[c][1] for c in np.asarray(self.classes).ravel().tolist()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +82,16 @@ class Pretrained:
         paths = [folder / f"{self.name}.safetensors" for folder in _SHIPPED]
         return next((path for path in paths if path.exists()), paths[0])
 
+    @property
+    def channels(self) -> int:
+        """Of its input."""
+        return len(self.preprocessing.mean)
+
     @functools.cached_property
     def shapes(self) -> weights.Shapes:
         """The shapes of its weights by their key paths."""
         side = self.preprocessing.crop
-        image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+        image = jax.ShapeDtypeStruct((1, side, side, self.channels), jnp.float32)
         shapes = jax.eval_shape(self.network.init, jax.random.key(0), image)
         leaves = jax.tree_util.tree_leaves_with_path(shapes)
         paths = ["/".join(part.key for part in path).removeprefix("params/") for path, _ in leaves]
@@ -148,6 +180,32 @@ class Pretrained:
         }
         return {name: known[name] for name in self.presets}
 
+    def classify_and_explain(
+        self, params: weights.Params, x: jax.Array, composite: Any = None, target: Any = None
+    ) -> tuple["Prediction", jax.Array]:
+        """What the network sees in images, and the relevance of their pixels, in one compiled call.
+
+        Args:
+            params: its weights.
+            x: preprocessed images (N, H, W, channels).
+            composite: the name of one of its presets, by default the recommended one, or any composite.
+            target: the class to explain, as for `lrp`; by default the likeliest.
+
+        Returns:
+            The prediction, and relevance shaped as `x`.
+        """
+        composite = composite or self.presets[0]
+        key = composite if isinstance(composite, str) else repr(composite)
+        if key not in self._compiled:
+            made = self.composites[composite]() if isinstance(composite, str) else composite
+            self._compiled[key] = lrp(self.apply, made, value=True)
+        logits, relevance = self._compiled[key](params, x, target=target)
+        return Prediction(self.classes, logits), relevance
+
+    @functools.cached_property
+    def _compiled(self) -> dict[str, Callable[..., Any]]:
+        return {}
+
     @property
     def explainers(self) -> dict[str, Callable[[], Callable[..., Any]]]:
         """Ways to explain it, by name: its composites, single rules for all layers, and what they are compared with.
@@ -156,7 +214,8 @@ class Pretrained:
         """
         low, high = self.preprocessing.low, self.preprocessing.high
         everywhere = lambda rule: [(composites.kind("conv", "dense"), rule)]
-        covered = (32, 32, 3)
+        side = max(self.preprocessing.crop // 7, 1)
+        covered = (side, side, self.channels)
         found: dict[str, Any] = {
             **self.composites,
             "lrp_0": lambda: everywhere(rules.Zero()),

@@ -71,7 +71,10 @@ def save(path: str | Path, params: Mapping[str, Any], about: Mapping[str, str] |
     """
     part = Path(f"{path}.{os.getpid()}.part")
     try:
+        part.touch()
+        mode = part.stat().st_mode  # as the user wants files to be; save_file would let nobody else read it
         save_file(dict(_flatten(params)), part, metadata=dict(about or {}))
+        part.chmod(mode)
         part.replace(path)
     except SafetensorError as error:  # a full disk, too
         raise OSError(str(error)) from None

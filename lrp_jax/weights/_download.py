@@ -61,20 +61,21 @@ def download(remote: Remote, folder: str | Path) -> Path:
     path = Path(folder) / remote.filename
     part = path.with_name(f"{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
-            if path.exists():
-                if not _is(remote, path):
-                    raise WeightsError(f"{path}: not the file that was published as {remote.url}; move it away.")
-                return path
-            _complete(remote, part)
-            if not _is(remote, part):
-                part.unlink()
-                raise WeightsError(
-                    f"{remote.url}: what arrived is not what was published ({remote.digest} does not fit); it was "
-                    "deleted. Try again, or on another network."
-                )
-            return part.rename(path)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{path}.lock"):
+                if not path.exists():  # another process may just have brought it
+                    _complete(remote, part)
+                    if not _is(remote, part):
+                        part.unlink()
+                        raise WeightsError(
+                            f"{remote.url}: what arrived is not what was published ({remote.digest} does not fit); it "
+                            "was deleted. Try again, or on another network."
+                        )
+                    return part.rename(path)
+        if not _is(remote, path):
+            raise WeightsError(f"{path}: not the file that was published as {remote.url}; move it away.")
+        return path
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise WeightsError(f"{part}: the disk is full; make room and call again, it goes on from here.") from None
