@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Draws every picture of the documentation that is made of the shipped photographs and networks; from the repository's root.
+# Draws every picture of the documentation but benchmarks.png; from the repository's root. MNIST names a folder with its
+# four files; what is missing there is downloaded.
 set -euo pipefail
 
 lrp-jax explain examples/castle.jpg --out examples --overwrite
@@ -8,3 +9,7 @@ lrp-jax compare examples/castle.jpg --out docs --overwrite --width 1500 \
            lrp_0 lrp_epsilon lrp_gamma epsilon_plus_flat overview_vgg16 epsilon_gamma_box
 lrp-jax layers examples/castle.jpg --out docs --overwrite --width 1500
 lrp-jax explain examples/castle.jpg --size 512 --out docs --overwrite --width 1200
+lrp-jax mnist rules --data "$MNIST" --out docs --overwrite
+lrp-jax mnist removal --data "$MNIST" --count 2000 --out docs --overwrite
+lrp-jax mnist networks --data "$MNIST" --count 2000 --out docs --overwrite
+lrp-jax table wine --out docs --overwrite
