@@ -99,8 +99,9 @@ def tune(
     for name, candidate in candidates.items():
         make, values = candidate if _is_family(candidate) else ((lambda _, candidate=candidate: candidate), [None])
         sweep = jnp.asarray([0.0 if value is None else value for value in values], dtype)
-        explain = lambda value, make=make: lrp(fn, as_composite(make(value)))(*args)
-        maps = np.asarray(jax.jit(jax.vmap(explain))(sweep) if values[0] is not None else explain(None)[None])
+        explain = lambda value, args, make=make: lrp(fn, as_composite(make(value)))(*args)
+        sweep_of = jax.jit(jax.vmap(explain, (0, None)))
+        maps = np.asarray(explain(None, args)[None] if values[0] is None else sweep_of(sweep, args))
         for value, R in zip(values, maps, strict=True):
             fall = remove(fn, *args, relevance=R, removed=removed, fill=fill, axes=axes).of_first()
             conserved = R.reshape(len(R), -1).sum(1, dtype=np.float64).sum() / score.sum(dtype=np.float64)
