@@ -350,6 +350,19 @@ def test_a_name_is_no_tensor_and_layer_at_once(tmp_path):
         weights.load(tmp_path / "w")
 
 
+def test_flax_arrays_that_look_alike_are_told_apart(tmp_path):
+    rng = np.random.default_rng(0)
+    same = rng.normal(size=300)
+    tree = {
+        "a": {"kernel": same, "bias": same.copy()},
+        "b": {"kernel": np.concatenate([same[:299], [9.0]]), "bias": np.zeros(0), "scale": np.float32(3)},
+        "c": {"kernel": rng.normal(size=(3, 2)).astype(jnp.bfloat16), "bias": np.arange(3)},
+    }
+    (tmp_path / "w").write_bytes(flax.serialization.to_bytes(tree))
+    back = weights.load(tmp_path / "w", None)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, np.asarray(b), strict=True), back, tree)
+
+
 def test_without_h5py_it_is_said_how_to_get_it(tmp_path, monkeypatch):
     as_keras_model(tmp_path / "w.h5")
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
@@ -418,11 +431,17 @@ def test_layers_may_be_left_out(tmp_path):
         assert sorted(ours) == ["batch_stats", "conv", "norm"]
 
 
-@pytest.mark.parametrize("old", [False, True, None])
-def test_loading_holds_the_tensors_once(old, tmp_path):
+@pytest.mark.parametrize("kind", ["zip", "row", "safetensors", "msgpack"])
+def test_loading_holds_the_tensors_once(kind, tmp_path):
     shapes, path = {"fc/kernel": (12, 250_000), "conv/kernel": (3, 3, 100, 100)}, tmp_path / "w"
     theirs = random({"head.weight": (250_000, 12), "c.0.weight": (100, 100, 3, 3)})
-    weights.save(path, theirs) if old is None else write(path, theirs, old)
+    if kind == "safetensors":
+        weights.save(path, theirs)
+    elif kind == "msgpack":
+        own = {name: {"kernel": np.ones(shapes[f"{name}/kernel"])} for name in ("fc", "conv")}
+        path.write_bytes(flax.serialization.to_bytes(own))
+    else:
+        write(path, theirs, kind == "row")
     weights.load(path, np.float64, shapes, [LAYOUT])  # what it imports does not count
     tracemalloc.start()
     try:

@@ -1,5 +1,6 @@
 """Any file of tensors as a dict of arrays by their names in the file; what it is, its first bytes say."""
 
+import math
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
 
     Read are safetensors; PyTorch's state dicts (`.pth`, `.pt`, both of its formats); Keras's weights and models (`.h5`,
     `.weights.h5`, `.keras`), named `layer/kernel` and `layer/bias`; Flax's msgpack, named by key paths. Nothing that
-    a file says is ever run. Tensors of all but msgpack stay in the file, mapped into memory and read-only.
+    a file says is ever run. Tensors stay in the file, mapped into memory and read-only.
 
     Raises:
         WeightsError: the file is missing, damaged or of another kind, or a tensor holds a number that is not finite.
@@ -138,9 +139,29 @@ def _safetensors(path: str | Path) -> dict[str, np.ndarray]:
 
 def _msgpack(path: str | Path) -> dict[str, np.ndarray]:
     """Flax's nested dict, by key paths; a level `params` around it does not count."""
-    from flax.serialization import msgpack_restore
+    import msgpack
 
-    tree = msgpack_restore(mapped(path))  # pyright: ignore[reportArgumentType]
+    data, position = mapped(path), 0
+
+    def array(kind: int, payload: bytes) -> np.ndarray:
+        """The array where it lies in the file; its copy in the payload, which comes in the file's order, is let go."""
+        nonlocal position
+        if kind not in _FLAX_ARRAYS:
+            raise ValueError("it holds something else than arrays")
+        head = msgpack.Unpacker()
+        head.feed(payload[:_FLAX_HEAD])
+        head.read_array_header()
+        shape, dtype = head.unpack(), np.dtype(head.unpack())
+        while True:
+            position = data.obj.find(payload[:_FLAX_HEAD], position)  # pyright: ignore[reportAttributeAccessIssue]
+            here = data[position : position + len(payload)]
+            if all(here[i : i + 2**20].tobytes() == payload[i : i + 2**20] for i in range(0, len(payload), 2**20)):
+                break
+            position += 1
+        position += len(payload)
+        return np.ndarray(shape, dtype, data, position - math.prod(shape) * dtype.itemsize)
+
+    tree = msgpack.unpackb(data, ext_hook=array)
     tensors: dict[str, np.ndarray] = {}
 
     def visit(node: Any, path: tuple[str, ...]) -> None:
@@ -154,3 +175,7 @@ def _msgpack(path: str | Path) -> dict[str, np.ndarray]:
 
     visit(tree, ())
     return tensors
+
+
+_FLAX_ARRAYS, _FLAX_HEAD = (1, 3), 256
+"""Flax's kinds of extension for arrays and NumPy's scalars; bytes that surely hold their shape and type."""
