@@ -29,3 +29,10 @@ def diverging(share: Any) -> np.ndarray:
     lab = np.stack([1 - (1 - LIGHTNESS) * far, chroma * np.cos(hue), chroma * np.sin(hue)], -1)
     linear = np.clip((lab @ _TO_CONES.T) ** 3 @ _TO_RGB.T, 0, 1)
     return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+def is_dark(share: float) -> bool:
+    """Whether white letters stand out from the colour of this share better than black ones (WCAG's contrast)."""
+    rgb = diverging(share)
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return bool(linear @ [0.2126, 0.7152, 0.0722] < 0.179)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lrp_jax._colour import diverging
+from lrp_jax._colour import diverging, is_dark
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -162,9 +162,9 @@ def _end(words: Sequence[Word], vmax: float | None) -> float:
 
 
 def _colours(share: float) -> tuple[str, str]:
-    """Background and foreground for relevance as a share of the scale: white letters where it is dark."""
+    """Background and foreground for relevance as a share of the scale: white letters where that is dark."""
     red, green, blue = np.round(255 * diverging(share)).astype(int)
-    return f"#{red:02x}{green:02x}{blue:02x}", "#ffffff" if abs(share) > 0.7 else "#000000"
+    return f"#{red:02x}{green:02x}{blue:02x}", "#ffffff" if is_dark(share) else "#000000"
 
 
 def _own(words: Sequence[Word]) -> list[Word]:

@@ -121,7 +121,7 @@ def test_nothing_is_overwritten_unasked(tmp_path, capsys):
     [
         (["--composite", "gamma"], "no composite 'gamma'; there are epsilon_gamma_box, epsilon_plus_flat"),
         (["--target", "cat"], "'cat' is none of the classes of vgg16_imagenette: 0 tench"),
-        (["--model", "resnet"], "no model 'resnet'; there are vgg16_imagenette, mobilenet_v2, vgg11, "),
+        (["--model", "resnet"], "no model 'resnet'; there are vgg16_imagenette, mnist_dnn, "),
         (["--model", "mobilenet_v2", "--target", "cardigan"], "264 Cardigan, 474 cardigan"),
         (["--model", "mobilenet_v2", "--composite", "overview_vgg16"], "no composite 'overview_vgg16'"),
         (["--top", "11"], "knows 10 classes"),

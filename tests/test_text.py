@@ -56,11 +56,11 @@ def test_the_scale_is_one_for_all_texts_given_and_never_zero():
 def test_a_terminal_shows_colours():
     line, note = text.terminal(WORDS, colour=True).splitlines()
     assert line == (
-        "\x1b[48;2;255;128;128;38;2;0;0;0mcold\x1b[0m \x1b[48;2;0;0;255;38;2;255;255;255m<rain>\x1b[0m"
+        "\x1b[48;2;228;150;144;38;2;0;0;0mcold\x1b[0m \x1b[48;2;30;89;205;38;2;255;255;255m<rain>\x1b[0m"
         "\x1b[48;2;255;255;255;38;2;0;0;0m.\x1b[0m"
     )
     assert note == "[CLS] +3; colours end at ±2"
-    assert "48;2;255;204;204" in text.terminal(WORDS, colour=True, vmax=5)
+    assert "48;2;247;213;209" in text.terminal(WORDS, colour=True, vmax=5)
 
 
 def test_no_terminal_or_no_color_shows_numbers(monkeypatch):
@@ -104,4 +104,4 @@ def test_matplotlib_wraps_lines_and_takes_letters_as_they_are():
     assert len({t.xyann[1] for t in drawn}) > 2
     assert note.get_text() == "colours end at ±29"
     assert note.xyann[1] < drawn[-1].xyann[1]
-    assert drawn[29].get_bbox_patch().get_facecolor() == (0, 0, 1, 1)
+    assert drawn[29].get_bbox_patch().get_facecolor() == pytest.approx((30 / 255, 89 / 255, 205 / 255, 1))

@@ -449,7 +449,7 @@ def test_loading_holds_the_tensors_once(kind, tmp_path):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 1.05 * path.stat().st_size
+    assert peak < 1.2 * path.stat().st_size
 
 
 def test_flax_names_are_ours():

@@ -166,6 +166,7 @@ def _networks(options) -> int:
     from matplotlib.figure import Figure
 
     from lrp_jax import experiments, lrp, plot
+    from lrp_jax._colour import is_dark
 
     composite = experiments.everywhere(experiments.RULES[options.rule])
     shown = min(options.shown, len(digits.labels))
@@ -192,7 +193,7 @@ def _networks(options) -> int:
     ax.set_xticks(range(len(NETWORKS)), NETWORKS)
     ax.set_yticks(range(len(NETWORKS)), NETWORKS)
     for (i, j), v in np.ndenumerate(alike):
-        ax.text(j, i, f"{v:.2f}", ha="center", va="center", color="white" if abs(v) > 0.6 else "black")
+        ax.text(j, i, f"{v:.2f}", ha="center", va="center", color="white" if is_dark(v) else "black")
     figure.colorbar(drawn, ax=ax, label="mean cosine of relevance")
     ax.set_title(f"{options.rule}, {len(digits.labels)} test digits", fontsize=10)
     _save(figure, matrix)
