@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,5 +87,5 @@ def _idx(path: Path) -> np.ndarray:
         return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file; it is one of MNIST's.") from None
-    except (OSError, EOFError, ValueError, struct.error) as error:
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise WeightsError(f"{path}: not a readable file of MNIST ({error}).") from None

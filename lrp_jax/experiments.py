@@ -18,7 +18,7 @@ RULES: dict[str, rules.Rule] = {
     "LRP-gamma": rules.Gamma(0.25),
     "LRP-alpha2beta1": rules.AlphaBeta(2, 1),
 }
-"""One rule for all layers with weights."""
+"""One rule for all layers with weights; LRP-epsilon takes the root mean square over all but the axis of the batch."""
 
 
 def everywhere(rule: rules.Rule) -> Composite:
@@ -71,7 +71,13 @@ def strength(apply: Callable, params: Any, x: Any, labels: Any, rule: rules.Rule
 
 
 def removals(
-    apply: Callable, params: Any, x: Any, explainers: dict[str, Callable], removed: Any, axes: int = 3, seed: int = 0
+    apply: Callable,
+    params: Any,
+    x: Any,
+    explainers: dict[str, Callable],
+    removed: Any,
+    pixels: bool = True,
+    seed: int = 0,
 ) -> dict[str, Removal]:
     """Removes the most relevant inputs first, by each explainer; and in other orders, to compare with.
 
@@ -80,7 +86,7 @@ def removals(
         params, x: its weights and inputs (N, ...).
         explainers: by name, each `explain(params, x)`; of the first, the least relevant are removed, too.
         removed: how many inputs are gone at each step.
-        axes: as for `remove`.
+        pixels: as for `remove`.
         seed: of the random order.
 
     Returns:
@@ -89,9 +95,9 @@ def removals(
     orders = {name: np.asarray(explain(params, x)) for name, explain in explainers.items()}
     first = next(iter(orders))
     orders["gradient x input"] = np.asarray(methods.gradient_times_input(apply)(params, x))
-    orders["random"] = np.random.default_rng(seed).random(np.shape(x)[:-1] if axes == 3 else np.shape(x))
+    orders["random"] = np.random.default_rng(seed).random(np.shape(x)[:-1] if pixels else np.shape(x))
     orders[f"least by {first}"] = -orders[first]
-    return {name: remove(apply, params, x, relevance=R, removed=removed, axes=axes) for name, R in orders.items()}
+    return {name: remove(apply, params, x, relevance=R, removed=removed, pixels=pixels) for name, R in orders.items()}
 
 
 def similarity(maps: dict[str, Any]) -> np.ndarray:

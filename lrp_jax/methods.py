@@ -18,6 +18,7 @@ import numpy as np
 
 from lrp_jax import _plan, _trace, outputs, rules
 from lrp_jax.composites import Composite, first, kind, zennit
+from lrp_jax.removal import wide
 from lrp_jax.transform import Static, check, check_range, lrp, run, start
 
 Score = Callable[[Any], jax.Array]
@@ -130,14 +131,14 @@ def integrated_gradients(
     _whole("steps", steps)
 
     def attribute(score, x):
-        far = jax.tree.map(jnp.subtract, x, _point(baseline, x))
+        far = jax.tree.map(jnp.subtract, _wide(x), _wide(_point(baseline, x)))
 
         def add(total, t):
-            here = jax.tree.map(lambda v, d: v - (1 - t).astype(v.dtype) * d, x, far)
-            return jax.tree.map(jnp.add, total, _gradient(score, here)), None
+            here = jax.tree.map(lambda v, w, d: (w - (1 - t).astype(d.dtype) * d).astype(v.dtype), x, _wide(x), far)
+            return jax.tree.map(jnp.add, total, _wide(_gradient(score, here))), None
 
-        total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, x), (np.arange(steps) + 0.5) / steps)
-        return jax.tree.map(lambda d, g: d * (g / steps), far, total)
+        total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, far), (np.arange(steps) + 0.5) / steps)
+        return jax.tree.map(lambda v, d, g: (d * (g / steps)).astype(v.dtype), x, far, total)
 
     return _explainer(fn, attribute, argnum, select)
 
@@ -164,19 +165,20 @@ def smooth_grad(
     _whole("samples", samples)
 
     def attribute(score, x):
-        batch = score(x).ndim
+        first = min(score(x).ndim, 1)  # examples lie along the first axis, if there are several
 
         def noisy(v, key):
-            axes = tuple(range(batch, v.ndim))
+            axes = tuple(range(first, v.ndim))
             spread = noise * (v.max(axes, keepdims=True) - v.min(axes, keepdims=True))
             return v + spread * jax.random.normal(key, v.shape, v.dtype)
 
         def add(total, key):
             keys = jax.tree.unflatten(jax.tree.structure(x), jax.random.split(key, len(jax.tree.leaves(x))))
-            return jax.tree.map(jnp.add, total, _gradient(score, jax.tree.map(noisy, x, keys))), None
+            return jax.tree.map(jnp.add, total, _wide(_gradient(score, jax.tree.map(noisy, x, keys)))), None
 
-        total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, x), jax.random.split(jax.random.key(seed), samples))
-        return jax.tree.map(lambda g: g / samples, total)
+        keys = jax.random.split(jax.random.key(seed), samples)
+        total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, _wide(x)), keys)
+        return jax.tree.map(lambda v, g: (g / samples).astype(v.dtype), x, total)
 
     return _explainer(fn, attribute, argnum, select)
 
@@ -207,6 +209,9 @@ def occlusion(
         raise ValueError(f"window {window} and stride {stride}: expected as many whole numbers of 1 or more in both.")
 
     def attribute(score, x):
+        if not isinstance(x, jax.Array):
+            raise ValueError("occlusion explains one array; argnum names several, or a tree.")
+        sums = wide(x.dtype)
         sides = x.shape[x.ndim - len(window) :]
         if len(sides) != len(window) or any(w > n for w, n in zip(window, sides, strict=True)):
             raise ValueError(f"window {window} does not fit into the explained argument, of shape {x.shape}.")
@@ -226,17 +231,17 @@ def occlusion(
             covered = jnp.where(jnp.broadcast_to(mask(corner), x.shape), jnp.asarray(fill, x.dtype), x)
             return whole - score(covered)
 
-        def add(sums, place):
+        def add(totals, place):
             corner, fall = place
-            inside = mask(corner).astype(x.dtype)
-            fall = fall.astype(x.dtype).reshape(*fall.shape, *(1,) * (x.ndim - fall.ndim))
-            return (sums[0] + fall * inside, sums[1] + inside), None
+            inside = mask(corner).astype(sums)
+            fall = fall.astype(sums).reshape(*fall.shape, *(1,) * (x.ndim - fall.ndim))
+            return (totals[0] + fall * inside, totals[1] + inside), None
 
         whole = score(x)
-        none = jnp.zeros((1,) * (x.ndim - len(sides)) + sides, x.dtype)
+        none = jnp.zeros((1,) * (x.ndim - len(sides)) + sides, sums)
         falls = jax.lax.map(fall, corners)
-        (total, count), _ = jax.lax.scan(add, (jnp.zeros_like(x), none), (corners, falls))
-        return total / jnp.maximum(count, 1)  # a stride longer than the window leaves gaps
+        (total, count), _ = jax.lax.scan(add, (jnp.zeros(x.shape, sums), none), (corners, falls))
+        return (total / jnp.maximum(count, 1)).astype(x.dtype)  # a stride longer than the window leaves gaps
 
     return _explainer(fn, attribute, argnum, select)
 
@@ -246,7 +251,7 @@ def guided_backprop(fn: Callable, *, argnum: int | Sequence[int] = -1, select: A
 
     Springenberg et al. 2015, "Striving for Simplicity", figure 1.
     """
-    return _as_method(lrp(fn, zennit.guided_backprop(), argnum=argnum, select=select, output=outputs.one_hot))
+    return _changed_gradient(fn, True, argnum, select)
 
 
 def deconvnet(fn: Callable, *, argnum: int | Sequence[int] = -1, select: Any = None) -> Callable[..., Any]:
@@ -254,7 +259,18 @@ def deconvnet(fn: Callable, *, argnum: int | Sequence[int] = -1, select: Any = N
 
     Zeiler & Fergus 2014, "Visualizing and Understanding Convolutional Networks", section 2.1.
     """
-    return _as_method(lrp(fn, zennit.deconvnet(), argnum=argnum, select=select, output=outputs.one_hot))
+    return _changed_gradient(fn, False, argnum, select)
+
+
+def _changed_gradient(fn: Callable, guided: bool, argnum: Any, select: Any) -> Callable[..., Any]:
+    composite = _ANYWHERE + [(kind("activation"), zennit.PositivePart(guided))]
+
+    def of_args(chosen, args, argnum, seeds):
+        plan = _plan.make_plan(_trace.trace(chosen, args, argnum), composite)
+        _, back = jax.vjp(lambda x: run(plan, args, argnum, x, hold=False), args[argnum])
+        return jax.vmap(lambda R: back(R)[0])(seeds)
+
+    return _seeded(fn, of_args, argnum, select)
 
 
 def deep_taylor(
@@ -277,14 +293,20 @@ def deep_taylor(
 
 
 def grad_cam(
-    fn: Callable, layer: str | None = None, *, argnum: int | Sequence[int] = -1, select: Any = None
+    fn: Callable,
+    layer: str | None = None,
+    channel_axis: int | None = None,
+    *,
+    argnum: int | Sequence[int] = -1,
+    select: Any = None,
 ) -> Callable[..., Any]:
     """Grad-CAM: max(0, sum_k w_k A_k), with w_k the mean over the positions of dy/dA_k, A_k channel k of a layer.
 
     Args:
         fn, argnum, select: see the module.
-        layer: its name in the plan (`print(lrp_jax.plan(fn, composite)(*args))`); A is what comes out of it, channels
-            last. By default the last layer or activation that has positions.
+        layer: its name in the plan (`print(lrp_jax.plan(fn, composite)(*args))`); A is what comes out of it. By default
+            the last layer or activation that has positions; for a transformer, name one.
+        channel_axis: of A; by default that of the convolution before it, else the last.
 
     Returns:
         `explain`, whose result has the shape of A without its channels: (N, h, w) for images.
@@ -298,16 +320,19 @@ def grad_cam(
     def attribute(A, slope, positions):
         return jnp.maximum((slope.mean(positions, keepdims=True) * A).sum(-1), 0)
 
-    return _at_layer(fn, attribute, layer, False, argnum, select)
+    return _at_layer(fn, attribute, layer, channel_axis, False, argnum, select)
 
 
-def cam(fn: Callable, *, argnum: int | Sequence[int] = -1, select: Any = None) -> Callable[..., Any]:
+def cam(
+    fn: Callable, channel_axis: int | None = None, *, argnum: int | Sequence[int] = -1, select: Any = None
+) -> Callable[..., Any]:
     """Class activation map sum_k w_k A_k of a network that ends in the mean over positions and a dense layer w.
 
     Its mean over the positions is y without its bias.
 
     Args:
         fn, argnum, select: see the module.
+        channel_axis: as for `grad_cam`.
 
     Returns:
         `explain`, whose result has the shape of A, what the mean is taken of, without its channels: (N, h, w).
@@ -321,7 +346,7 @@ def cam(fn: Callable, *, argnum: int | Sequence[int] = -1, select: Any = None) -
     def attribute(A, slope, positions):
         return (slope * A).sum(-1) * math.prod(A.shape[axis] for axis in positions)
 
-    return _at_layer(fn, attribute, None, True, argnum, select)
+    return _at_layer(fn, attribute, None, channel_axis, True, argnum, select)
 
 
 class _Chain(rules.Route):
@@ -333,15 +358,17 @@ class _Chain(rules.Route):
 _ANYWHERE = Composite([(lambda step: True, _Chain())])
 
 
-def _at_layer(fn: Callable, attribute: Callable, layer: str | None, linear: bool, argnum: Any, select: Any) -> Callable:
-    """The explainer from `attribute(A, dy/dA, positions)`, A being what comes out of a layer."""
+def _at_layer(
+    fn: Callable, attribute: Callable, layer: str | None, axis: int | None, linear: bool, argnum: Any, select: Any
+) -> Callable:
+    """The explainer from `attribute(A, dy/dA, positions)`, A being what comes out of a layer, its channels last."""
 
     def of_args(chosen, args, argnum, seeds):
         plan = _plan.make_plan(_trace.trace(chosen, args, argnum), _ANYWHERE)
         batch = seeds.ndim - 2
-        step = _find(plan, layer, batch)
+        step, channels = _find(plan, layer, batch, axis)
         if linear:
-            _check_linear_after(plan, step)
+            _check_mean_and_dense_after(plan, step, batch, channels)
         positions = tuple(range(batch, len(step.out_shape) - 1))
 
         def logits_of(tap):
@@ -354,50 +381,73 @@ def _at_layer(fn: Callable, attribute: Callable, layer: str | None, linear: bool
 
                 return tapped if other is step else other.layer
 
-            return run(plan, args, argnum, args[argnum], carry=carry), seen[0]
+            return run(plan, args, argnum, args[argnum], carry=carry, hold=False), seen[0]
 
         _, back, A = jax.vjp(logits_of, jnp.zeros(step.out_shape, step.outputs[0].aval.dtype), has_aux=True)
-        return jax.vmap(lambda R: attribute(A, back(R)[0], positions))(seeds)
+        last = lambda v: jnp.moveaxis(v, channels, -1)
+        return jax.vmap(lambda R: attribute(last(A), last(back(R)[0]), positions))(seeds)
 
     return _seeded(fn, of_args, argnum, select)
 
 
-def _find(plan: _plan.Plan, name: str | None, batch: int) -> Any:
-    """The step of this name, or the last one with positions between the axes of the batch and of the channels."""
-    with_positions = [
-        s for s in plan.steps
-        if s.name and len(s.outputs) == 1 and len(s.out_shape) > batch + 1 and math.prod(s.out_shape[batch:-1]) > 1
-    ]  # fmt: skip
+def _find(plan: _plan.Plan, name: str | None, batch: int, axis: int | None) -> tuple[Any, int]:
+    """The step of this name, or the last one with positions beside its batch and channels; and the axis of these.
+
+    The channels lie where the convolution before it has its features.
+    """
+    found, channels = [], -1
+    for step in plan.steps:
+        if step.kind == "conv" and (conv := next((op for op in step.ops if op.name == "conv_general_dilated"), None)):
+            spec = conv.eqn.params["dimension_numbers"].out_spec
+            channels = spec[1] - len(spec)  # from behind, as an axis of the batch may have been added
+        here = channels if axis is None else axis
+        if not step.name or len(step.outputs) > 1 or len(step.out_shape) < max(batch + 2, -here):
+            continue
+        if math.prod(step.out_shape[batch:]) > step.out_shape[here]:
+            found.append((step, here))
     if name is None:
-        found = [s for s in with_positions if s.kind not in ("max_pool", "avg_pool", "sum")]
+        found = [pair for pair in found if pair[0].kind not in ("max_pool", "avg_pool", "sum")]
         if not found:
             raise ValueError("no layer has positions, between the axes of the batch and of the channels.")
         return found[-1]
-    for step in with_positions:
+    for step, here in found:
         if step.name == name:
-            return step
-    known = ", ".join(s.name for s in with_positions) or "none"
+            return step, here
+    known = ", ".join(step.name for step, _ in found) or "none"
     raise ValueError(f"no layer {name!r} that has positions; there are {known}.")
 
 
-def _check_linear_after(plan: _plan.Plan, step: Any) -> None:
-    after = plan.steps[plan.steps.index(step) + 1 :]
-    allowed = rules.MOVES | {"sum", "avg_pool", "scale", "shift", "dense"}
-    if wrong := [s for s in after if s.kind not in allowed or (s.kind == "dense" and len(s.out_shape) > 2)]:
-        raise ValueError(
-            f"a class activation map needs a network that ends in the mean over positions and a dense layer, but "
-            f"{wrong[0].name or wrong[0].op!r} ({wrong[0].kind}) follows {step.name!r}; grad_cam suits any network."
-        )
+def _check_mean_and_dense_after(plan: _plan.Plan, step: Any, batch: int, channels: int) -> None:
+    """Raises unless what follows is one sum over all positions, and then at most a dense layer, of this step alone."""
+    known, means = set(step.outputs), 0
+    each = math.prod(step.out_shape[:batch]) * step.out_shape[channels]
+    for after in plan.steps[plan.steps.index(step) + 1 :]:
+        size, mean = math.prod(after.out_shape), after.kind in ("sum", "avg_pool")
+        means += mean
+        fits = after.kind in rules.MOVES | {"scale", "shift"} or (mean and size == each and means == 1)
+        fits = fits or (after.kind == "dense" and means == 1 and len(after.out_shape) == batch + 1)
+        if not (fits and known.issuperset(after.inputs)):
+            raise ValueError(
+                f"a class activation map needs a network that ends in the mean over positions and a dense layer, but "
+                f"{after.name or after.op!r} ({after.kind}) follows {step.name!r}; grad_cam suits any network."
+            )
+        known.update(after.outputs)
 
 
 def _as_method(explain: Callable) -> Callable:
     return lambda *args, target=None: explain(*args, target=target)
 
 
+def _wide(tree: Any) -> Any:
+    """In at least float32, where many are added up."""
+    return jax.tree.map(lambda v: v.astype(wide(v.dtype)), tree)
+
+
 def _point(value: Any, x: Any) -> Any:
     """An array for each one of x: a function of x, such arrays, or a number for all."""
     value = value(x) if callable(value) else value
-    value = jax.tree.map(lambda _: value, x) if jnp.ndim(value) == 0 else value
+    if jax.tree.structure(value) != jax.tree.structure(x):
+        value = jax.tree.map(lambda _: value, x)
     return jax.tree.map(lambda v, p: jnp.broadcast_to(jnp.asarray(p, v.dtype), v.shape), x, value)
 
 

@@ -46,6 +46,8 @@ def pixels(relevance: Any, part: str = "both") -> np.ndarray:
 def limit(relevance: Any, percentile: float = 99.5, part: str = "both") -> float:
     """Where a symmetric colour scale ends: this percentile of the pixels' absolute relevance, never 0."""
     absolute = np.abs(pixels(relevance, part))
+    if not np.isfinite(absolute).all():
+        raise ValueError("relevance holds numbers that are not finite; there is nothing to draw.")
     return float(np.percentile(absolute, percentile) or absolute.max() or 1.0)
 
 
@@ -161,7 +163,7 @@ def table(
         ax.set_axis_off()
         if cell is None:
             continue
-        ax.set_title(cell.title, fontsize=9)
+        ax.set_title(cell.title, fontsize=9, parse_math=False)
         if (i, j) in maps:
             heatmap(cell.content, ax, vmax=ends[i, j], part=part, photo=cell.photo, cmap=cmap)
         else:
@@ -170,7 +172,7 @@ def table(
              "all": "all colours end at the maps' largest"}[scale]  # fmt: skip
     drawn = "" if part == "both" else f"{part} relevance; "
     line = f"{caption}{'; ' * bool(caption)}{drawn}{whose} {percentile:g}th percentile"
-    figure.supxlabel(line, fontsize=8, color="0.35", gid=CAPTION)
+    figure.supxlabel(line, fontsize=8, color="0.35", gid=CAPTION, parse_math=False)
     return figure
 
 
@@ -229,26 +231,34 @@ def layers(
     Returns:
         The figure, not attached to any window.
     """
-    score = float(np.sum(list(relevances.values())[-1]))
+    score = float(np.sum(list(relevances.values())[-1], dtype=np.float64))
     cells = [Cell(photo, "what the network saw")]
     for name, R in reversed(list(relevances.items())):
         R = np.asarray(R, np.float64)
-        cells.append(Cell(_plane(R), f"{name}, {'x'.join(map(str, R.shape))}\n{R.sum() / score:.1%} of the score"))
+        cells.append(Cell(_plane(R), f"{name}, {'x'.join(map(str, R.shape))}\n{_share(R.sum(), score)} of the score"))
     return table([cells[i : i + columns] for i in range(0, len(cells), columns)], caption, **style)
 
 
 def channels(relevance: Any, count: int = 8) -> list[Cell]:
-    """The channels of a layer (h, w, channels) with the most absolute relevance, each with its share of all of it."""
+    """The channels of a layer (h, w, channels) with the largest sums of relevance, in favour or against.
+
+    Each has its share of all of the layer's relevance above it.
+    """
     relevance = np.asarray(relevance, np.float64)
     sums = relevance.sum((0, 1))
     order = np.argsort(-np.abs(sums), kind="stable")[:count]
-    return [Cell(relevance[..., c], f"channel {c}: {sums[c] / relevance.sum():.1%}") for c in order]
+    return [Cell(relevance[..., c], f"channel {c}: {_share(sums[c], relevance.sum())}") for c in order]
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{part / whole:.1%}" if whole else "no share"
 
 
 def _plane(relevance: np.ndarray) -> np.ndarray:
     """A map (h, w) of relevance: summed over channels, or values without positions in rows of about the same number."""
     if relevance.ndim >= 2:
-        return relevance.reshape(-1, *relevance.shape[-2:]).sum(0) if relevance.ndim > 3 else pixels(relevance)
+        summed = pixels(relevance) if relevance.ndim < 4 else relevance.sum(-1)
+        return summed.reshape(-1, *summed.shape[-2:]).sum(0)
     width = math.ceil(relevance.size**0.5)
     rows = np.full((math.ceil(relevance.size / width), width), 0.0)
     rows.flat[: relevance.size] = relevance
@@ -331,9 +341,10 @@ def save(figure: Figure, file: str | Path, width: int | None = None) -> None:
     before = [(text, float(text.get_fontsize()), text.get_text()) for text in figure.findobj(Text)]
     for text, size, line in before:
         text.set_fontsize(max(size, smallest))
+        text.set_parse_math(False)  # a file's name may hold a $
         if text.get_gid() == CAPTION:  # a letter is about half as wide as high
             letters = figure.get_figwidth() * 72 / (0.55 * max(size, smallest))
-            text.set_text(textwrap.fill(line, int(letters)))
+            text.set_text(textwrap.fill(line, max(1, int(letters))))
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(Path(file).suffix.lower())
     try:
         with rc_context({"svg.hashsalt": "lrp_jax", "svg.fonttype": "path"}):

@@ -48,7 +48,12 @@ class Removal(NamedTuple):
 
 
 def remove(
-    fn: Callable[..., jax.Array], *args: Any, relevance: Any, removed: Sequence[int], fill: Any = 0.0, axes: int = 3
+    fn: Callable[..., jax.Array],
+    *args: Any,
+    relevance: Any,
+    removed: Sequence[int],
+    fill: Any = 0.0,
+    pixels: bool = True,
 ) -> Removal:
     """Removes inputs, the most relevant first.
 
@@ -58,7 +63,7 @@ def remove(
         relevance: shaped as x, or as x without its channels: (N, H, W) for images.
         removed: how many inputs are gone at each step, from few to many; 0 is put in front.
         fill: what takes their place, a number or an array like one example.
-        axes: of one example of x. With 3, all channels of a pixel go together; with 1, each value goes alone.
+        pixels: whether all channels, the last axis, of a place go together; else each value goes alone, as for tables.
 
     Returns:
         The predictions, NumPy arrays.
@@ -68,13 +73,14 @@ def remove(
     """
     x = jnp.asarray(args[-1])
     relevance = jnp.asarray(relevance)
-    if axes == 3 and relevance.ndim == x.ndim:
+    if pixels and x.ndim < 3:
+        raise ValueError(f"x has shape {x.shape}, without places and channels; use pixels=False.")
+    if pixels and relevance.ndim == x.ndim:
         relevance = relevance.sum(-1)
-    places = x.shape[:-1] if axes == 3 else x.shape
+    places = x.shape[:-1] if pixels else x.shape
     if relevance.shape != places:
-        raise ValueError(
-            f"relevance has shape {relevance.shape}; expected {x.shape}{' or ' + str(places) * (axes == 3)}."
-        )
+        either = f" or {places}" if pixels else ""
+        raise ValueError(f"relevance has shape {relevance.shape}; expected {x.shape}{either}.")
     counts = np.array([0, *removed])
     total = int(np.prod(places[1:]))
     if (np.diff(counts) <= 0).any() or counts[-1] > total:
@@ -84,6 +90,11 @@ def remove(
     )
 
 
+def wide(dtype: Any) -> Any:
+    """A type in which many numbers of this one may be added up: at least float32."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+
+
 def _run(fn, known, x, relevance, counts, fill):
     @jax.jit
     def run(known, x, relevance, counts, fill):
@@ -91,8 +102,11 @@ def _run(fn, known, x, relevance, counts, fill):
         rank = jnp.argsort(order, axis=-1).reshape(relevance.shape)
         rank = rank[..., None] if x.ndim > rank.ndim else rank
         rank, fill = jnp.broadcast_to(rank, x.shape), jnp.broadcast_to(fill, x.shape)
-        return jax.lax.map(
-            lambda count: jax.nn.softmax(fn(*known, jnp.where(rank < count, fill, x))), counts.astype(rank.dtype)
-        )
+
+        def probabilities(count):
+            logits = fn(*known, jnp.where(rank < count, fill, x))
+            return jax.nn.softmax(logits.astype(wide(logits.dtype)))
+
+        return jax.lax.map(probabilities, counts.astype(rank.dtype))
 
     return run(known, x, relevance, counts, fill)

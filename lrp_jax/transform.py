@@ -179,6 +179,7 @@ def run(
     taps: Mapping[str, Any] | None = None,
     carry: Any = None,
     remat: bool = False,
+    hold: bool = True,
 ) -> jax.Array:
     """The planned function with `x` for its explained argument, its cotangents replaced by relevance.
 
@@ -190,6 +191,8 @@ def run(
         taps: zeros, by the name of a step, added to that step's input; their cotangent is the relevance there.
         carry: from a step to a function `(a, params) -> z` whose cotangent is relevance.
         remat: whether to keep only what passes between segments of the forward pass.
+        hold: whether what relevance does not pass, such as statistics of a normalization, is constant to the cotangent;
+            else cotangents that are gradients take these ways, too.
     """
     taps = taps or {}
     carried: Callable[[Step], Callable] = carry or carry_relevance
@@ -207,7 +210,7 @@ def run(
                 results = carried(step)(a if len(a) > 1 else a[0], step.params(read))
                 results = [results] if len(step.outputs) == 1 else results
             elif op in constants:
-                results = op((lambda value: jax.lax.stop_gradient(read(value))) if op.live else read)
+                results = op((lambda value: jax.lax.stop_gradient(read(value))) if op.live and hold else read)
             else:  # part of a step
                 continue
             env.update(zip(op.outputs, results, strict=True))

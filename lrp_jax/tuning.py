@@ -64,7 +64,7 @@ def tune(
     objective: str = "faithfulness",
     tolerance: float = 0.01,
     fill: Any = 0.0,
-    axes: int = 3,
+    pixels: bool = True,
 ) -> Tuning:
     """Tries composites, and families of composites over a parameter, on examples.
 
@@ -79,7 +79,7 @@ def tune(
         objective: `faithfulness`; or `sparsity`, the sparsest among those whose faithfulness is no more than
             `tolerance` below the best.
         tolerance: see there.
-        fill, axes: as for `remove`.
+        fill, pixels: as for `remove`.
 
     Returns:
         The trials in order, and the best composite.
@@ -97,15 +97,17 @@ def tune(
     score = np.asarray(fn(*args)).max(-1)
     trials, made = [], {}
     for name, candidate in candidates.items():
+        if _is_family(candidate) and not len(candidate[1]):
+            raise ValueError(f"candidate {name!r} has no values to try.")
         make, values = candidate if _is_family(candidate) else ((lambda _, candidate=candidate: candidate), [None])
         sweep = jnp.asarray([0.0 if value is None else value for value in values], dtype)
         explain = lambda value, args, make=make: lrp(fn, as_composite(make(value)))(*args)
         sweep_of = jax.jit(jax.vmap(explain, (0, None)))
-        maps = np.asarray(explain(None, args)[None] if values[0] is None else sweep_of(sweep, args))
+        maps: Any = np.asarray(explain(None, args)[None] if values[0] is None else sweep_of(sweep, args))
         for value, R in zip(values, maps, strict=True):
-            fall = remove(fn, *args, relevance=R, removed=removed, fill=fill, axes=axes).of_first()
-            conserved = R.reshape(len(R), -1).sum(1, dtype=np.float64).sum() / score.sum(dtype=np.float64)
-            trials.append(Trial(name, value, float(1 - fall.mean()), _gini(R, axes), float(conserved)))
+            fall = remove(fn, *args, relevance=R, removed=removed, fill=fill, pixels=pixels).of_first()
+            conserved = R.astype(np.float64).sum() / score.astype(np.float64).sum()
+            trials.append(Trial(name, value, float(1 - fall.mean()), _gini(R, pixels), float(conserved)))
             made[trials[-1]] = as_composite(make(value))
     best = max(trial.faithfulness for trial in trials)
 
@@ -125,9 +127,10 @@ def _is_family(candidate: Any) -> bool:
     )
 
 
-def _gini(R: np.ndarray, axes: int) -> float:
+def _gini(R: np.ndarray, pixels: bool) -> float:
     """The mean over examples of the Gini index of the absolute relevance of pixels, or of values."""
-    R = np.abs(R.sum(-1) if axes == 3 else R).reshape(len(R), -1).astype(np.float64)
+    R = R.astype(np.float64)
+    R = np.abs(R.sum(-1) if pixels else R).reshape(len(R), -1)
     R = np.sort(R, axis=1)
     n = R.shape[1]
     weights = 2 * np.arange(1, n + 1) - n - 1

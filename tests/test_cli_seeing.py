@@ -78,7 +78,7 @@ def test_a_class_against_another(given, capsys, tmp_path):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     code, _, err = run(capsys, "compare", photo, *options, "--target", 1, "--against", 1, "--overwrite")
     assert code == 2
-    assert "--against '1' is the class that is explained" in err
+    assert "p.png: --against '1' is the class that is explained" in err
     code, _, err = run(capsys, "compare", photo, *options, "--against", "cat", "--overwrite")
     assert code == 2
     assert "'cat' is none of the classes of small" in err
@@ -135,7 +135,11 @@ def test_pictures_as_they_are_asked_for(given, capsys, tmp_path):
     code, _, err = run(capsys, "explain", photo, *options, *style)
     assert code == 2
     assert "p_lrp.svg exists; use --overwrite" in err
-    for option, message in ((("--percentile", "0"), "above 0, at most 100"), (("--part", "some"), "invalid choice")):
+    for option, message in (
+        (("--percentile", "0"), "above 0, at most 100"),
+        (("--part", "some"), "invalid choice"),
+        (("--width", "3"), "from 100 to 20000"),
+    ):
         code, _, err = run(capsys, "explain", photo, *options, *option)
         assert code == 2
         assert message in err
@@ -173,6 +177,9 @@ def test_a_gallery_is_one_page_that_needs_nothing_else(given, capsys, tmp_path):
     code, out, err = run(capsys, "gallery", CASTLE, *given[3])
     assert (code, out) == (2, "")
     assert "gallery.html exists; use --overwrite" in err
+    code, _, err = run(capsys, "gallery", tmp_path / "out", *given[3], "--overwrite")
+    assert code == 2
+    assert "out: no photographs in this folder" in err  # what it wrote itself is none
     (tmp_path / "empty").mkdir()
     code, _, err = run(capsys, "gallery", tmp_path / "empty", *given[3], "--overwrite")
     assert code == 2

@@ -41,6 +41,7 @@ def test_mnists_own_files_are_read(tmp_path):
         (lambda path: path.unlink(), "no such file; it is one of MNIST's"),
         (lambda path: path.write_bytes(b"plain"), "not a readable file of MNIST"),
         (lambda path: path.write_bytes(path.read_bytes()[:-20]), "not a readable file of MNIST"),
+        (lambda path: path.write_bytes(path.read_bytes()[:40] + b"?" * 20), "not a readable file of MNIST"),
         (lambda path: idx(path, np.zeros((3, 28, 27), np.uint8)), "do not make MNIST"),
         (lambda path: idx(path, np.zeros((2, 28, 28), np.uint8)), "2 images and 3 labels do not make MNIST"),
         (lambda path: idx(path, np.zeros(3, np.uint8), struct.pack(">HBBI", 0, 9, 1, 3)), "no array of bytes"),
@@ -56,7 +57,7 @@ def test_files_that_are_none_are_refused(spoil, message, tmp_path):
 
 
 def test_the_shipped_digits_are_the_first_of_the_test_part(data):
-    shipped, original = digits.shipped(), digits.fetch(data / "mnist")
+    shipped, original = digits.shipped(), digits.read(data / "mnist")
     assert shipped.images.shape == (500, 28, 28, 1)
     np.testing.assert_array_equal(shipped.images, original.images[:500])
     np.testing.assert_array_equal(shipped.labels, original.labels[:500])
@@ -103,9 +104,15 @@ def test_classify_and_explain_is_one_call():
     zero = [(kind("conv", "dense"), rules.Zero())]
     _, other = model.classify_and_explain(params, x, zero, target=3)
     np.testing.assert_allclose(other, lrp(model.apply, zero)(params, x, target=3), rtol=1e-6)
-    assert len(model._compiled) == 2
-    model.classify_and_explain(params, x, zero, target=3)
-    assert len(model._compiled) == 2
+    assert list(model._compiled) == [model.presets[0]]
+    for low in (0.0, -1.0):  # two composites that print alike
+        boxed = [(kind("conv", "dense"), rules.ZPlus()), ("conv1", rules.ZBox(np.full((28, 28, 1), low), 1.0))]
+        _, found = model.classify_and_explain(params, x, boxed)
+        np.testing.assert_array_equal(found, lrp(model.apply, boxed)(params, x))
+    with pytest.raises(ValueError, match="no composite 'nope'; there are epsilon_gamma_box, "):
+        model.classify_and_explain(params, x, "nope")
+    with pytest.raises(ValueError, match="the composite gives no rule"):
+        model.classify_and_explain(params, x, [])
 
 
 def test_digits_are_explained_by_the_command_for_photographs(tmp_path, capsys):
@@ -117,6 +124,9 @@ def test_digits_are_explained_by_the_command_for_photographs(tmp_path, capsys):
     assert json.loads(out)[0]["classes"][0]["class"] == "7"
     with np.load(tmp_path / "seven_lrp.npz") as arrays:
         assert arrays["relevance"].shape == (1, 28, 28, 1)
+    code, _, err = run(capsys, "explain", tmp_path / "seven.png", *options, "--size", 56, "--overwrite")
+    assert code == 2
+    assert "--size 56, but mnist_cnn takes its own 28 pixels only" in err
 
 
 def test_the_strength_of_a_linear_network_by_hand():

@@ -80,7 +80,8 @@ def test_several_arguments_are_explained_together(name):
 
 
 def test_integrated_gradients_follow_the_way():
-    far = RNG.normal(size=6)
+    rng = np.random.default_rng(7)
+    far = rng.normal(size=6)
     found = methods.integrated_gradients(squares, far, 7)(W, X, target=1)
     np.testing.assert_allclose(found, (X**2 - far**2) * W[:, 1], rtol=1e-10)
     by_function = methods.integrated_gradients(squares, lambda x: 0 * x + far.reshape(1, -1), 7)(W, X, target=1)
@@ -95,7 +96,8 @@ def test_integrated_gradients_add_up_to_the_difference(cnn):
 
 
 def test_taylor_takes_the_slope_where_it_is_told():
-    root = RNG.normal(size=6)
+    rng = np.random.default_rng(7)
+    root = rng.normal(size=6)
     at_x = methods.taylor(squares, root)(W, X, target=0)
     np.testing.assert_allclose(at_x, (X - root) * 2 * X * W[:, 0], rtol=1e-12)
     at_root = methods.taylor(squares, root, at_root=True)(W, X, target=0)
@@ -148,7 +150,8 @@ def two_layers(params, x):
 
 
 def test_guided_backprop_and_deconvnet_by_hand():
-    v, b, w = RNG.normal(size=(6, 5)), RNG.normal(size=(1, 5)), RNG.normal(size=(5, 3))
+    rng = np.random.default_rng(7)
+    v, b, w = rng.normal(size=(6, 5)), rng.normal(size=(1, 5)), rng.normal(size=(5, 3))
     above, seed = (X @ v + b) > 0, w[:, 1]
     guided = methods.guided_backprop(two_layers)(((v, b), w), X, target=1)
     np.testing.assert_allclose(guided, (above * np.maximum(seed, 0)) @ v.T, rtol=1e-12)
@@ -158,7 +161,8 @@ def test_guided_backprop_and_deconvnet_by_hand():
 
 
 def test_deep_taylor_by_hand():
-    v, w, x = RNG.normal(size=(6, 5)), RNG.normal(size=(5, 3)), np.clip(X, -1, 1)
+    rng = np.random.default_rng(7)
+    v, w, x = rng.normal(size=(6, 5)), rng.normal(size=(5, 3)), np.clip(X, -1, 1)
     a = np.maximum(x @ v, 0)
     y = np.maximum((a @ w)[:, 1], 0)
     up = a * np.maximum(w[:, 1], 0)
@@ -166,10 +170,10 @@ def test_deep_taylor_by_hand():
     z = x[..., None] * v + np.abs(v)  # low -1, high 1: x w - low max(w, 0) - high min(w, 0)
     boxed = np.einsum("nik,nk->ni", z / z.sum(1, keepdims=True), R)
     found = methods.deep_taylor(two_layers, -1.0, 1.0)(((v, np.zeros((1, 5))), w), x, target=1)
-    np.testing.assert_allclose(found, boxed, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(found, boxed, rtol=1e-4, atol=1e-9)
     squared = np.einsum("ik,nk->ni", v**2 / (v**2).sum(0), R)
     found = methods.deep_taylor(two_layers)(((v, np.zeros((1, 5))), w), x, target=1)
-    np.testing.assert_allclose(found, squared, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(found, squared, rtol=1e-4, atol=1e-9)
     with pytest.raises(ValueError, match="give both low and high"):
         methods.deep_taylor(two_layers, -1.0)
 
@@ -256,3 +260,112 @@ def test_nothing_is_computed_one_target_at_a_time(cnn):
 
     one, three = flops(jnp.array([[0]])), flops(jnp.array([[0], [1], [2]]))
     assert three < 2.6 * one
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", ["integrated_gradients", "smooth_grad", "occlusion"])
+def test_half_precision_does_not_lose_what_is_added_up(name, dtype):
+    method = {
+        "integrated_gradients": lambda fn: methods.integrated_gradients(fn, steps=600),
+        "smooth_grad": lambda fn: methods.smooth_grad(fn, samples=600),
+        "occlusion": lambda fn: methods.occlusion(fn, (30,), (1,)),
+    }[name]
+    w, x = jnp.full((60, 1), 500, dtype), jnp.ones((1, 60), dtype)
+    found = np.asarray(method(lambda w, x: (x / 100) @ w)(w, x, target=0), np.float32)
+    assert found.dtype == np.float32
+    expected = 150 if name == "occlusion" else 5
+    np.testing.assert_allclose(found[:, 29:31], expected, rtol=0.02)
+
+
+PLACES = np.linspace(-1, 1, 64).reshape(1, 8, 8, 1)
+
+
+def rms(x):
+    return x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 0.1)
+
+
+def group(x):
+    x = x - x.mean((1, 2), keepdims=True)
+    return x / jnp.sqrt((x**2).mean((1, 2), keepdims=True) + 0.1)
+
+
+def gated(x):
+    return x * jax.nn.sigmoid(x.mean((1, 2), keepdims=True))
+
+
+@pytest.mark.parametrize("norm", [rms, group, gated])
+def test_gradients_take_every_way_through_norms_and_gates(norm, pooled_params, cnn):
+    x = cnn[1]
+    head = lambda params, A: networks.dense(params["fc"], (PLACES * norm(A)).mean((1, 2)))
+    fn = lambda params, x: head(params, jax.nn.relu(networks.conv(params["conv"], x)))
+    A = jax.nn.relu(networks.conv(pooled_params["conv"], x))
+    slope = jax.grad(lambda A: head(pooled_params, A)[:, 2].sum())(A)
+    expected = np.maximum((np.asarray(slope).mean((1, 2), keepdims=True) * A).sum(-1), 0)
+    name = next(s.name for s in lrp_jax.plan(fn, composites.epsilon_plus())(pooled_params, x).steps if s.op == "relu")
+    found = methods.grad_cam(fn, name)(pooled_params, x, target=2)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10 * np.abs(slope * A).max())
+
+
+@pytest.mark.parametrize("norm", [rms, group])
+def test_without_activations_guided_backprop_is_the_gradient(norm, pooled_params, cnn):
+    fn = lambda params, x: networks.dense(params["fc"], (PLACES * norm(networks.conv(params["conv"], x))).mean((1, 2)))
+    expected = methods.gradient(fn)(pooled_params, cnn[1], target=1)
+    for method in (methods.guided_backprop, methods.deconvnet):
+        found = method(fn)(pooled_params, cnn[1], target=1)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10 * np.abs(expected).max())
+
+
+def test_guided_backprop_hands_on_nothing_where_relu_is_at_zero():
+    fn = lambda w, x: jax.nn.relu(x @ w)
+    found = methods.guided_backprop(fn)(np.ones((2, 1)), np.array([[1.0, -1.0], [1.0, 0.5]]), target=0)
+    np.testing.assert_array_equal(found, [[0, 0], [1, 1]])
+
+
+def test_channels_may_come_first(pooled_params, cnn):
+    x = cnn[1][:, :, :6]
+    first = lambda v: jnp.moveaxis(v, -1, 1)
+
+    def channels_first(params, x):
+        kernel = params["conv"]["kernel"].transpose(3, 2, 0, 1)
+        z = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME") + params["conv"]["bias"].reshape(1, -1, 1, 1)
+        return networks.dense(params["fc"], jax.nn.relu(z).mean((2, 3)))
+
+    for method in (methods.cam, methods.grad_cam):
+        found = method(channels_first)(pooled_params, first(x), target=2)
+        assert found.shape == (2, 8, 6)
+        np.testing.assert_allclose(found, method(pooled)(pooled_params, x, target=2), rtol=1e-9, atol=1e-12)
+    single = lambda params, x: channels_first(params, x[None])[0]
+    found = methods.grad_cam(single)(pooled_params, first(x)[0], target=2)
+    np.testing.assert_allclose(found, methods.grad_cam(pooled)(pooled_params, x, target=2)[:1], rtol=1e-9, atol=1e-12)
+    by_hand = methods.grad_cam(lambda params, x: pooled(params, x), "conv", channel_axis=-1)(pooled_params, x)
+    np.testing.assert_allclose(by_hand, methods.grad_cam(pooled, "conv")(pooled_params, x), rtol=1e-12)
+
+
+def test_maps_that_would_not_add_up_are_refused(pooled_params, cnn):
+    x, fc = cnn[1], pooled_params["fc"]
+    relu = lambda params, x: jax.nn.relu(networks.conv(params["conv"], x))
+    two = lambda params, x: networks.dense(fc, relu(params, x).mean((1, 2)) + relu(params, 2 * x).mean((1, 2)))
+    flat = lambda params, x: relu(params, x).reshape(len(x), -1) @ jnp.ones((256, 3))
+    for fn in (two, flat):
+        with pytest.raises(ValueError, match="needs a network that ends in the mean over positions"):
+            methods.cam(fn)(pooled_params, x)
+    with pytest.raises(ValueError, match="occlusion explains one array"):
+        methods.occlusion(lambda x, y: x @ W + y @ W, (1,), argnum=(0, 1))(X, X)
+
+
+def test_starting_points_of_several_arguments():
+    fn = lambda x, y: (x**2) @ W + (y**2).sum(-1, keepdims=True)
+    Y = X[:, :2]
+    expected = (X**2 - 0.25) * W[:, 1], Y**2 - 1
+    for point in ((np.full(6, 0.5), np.ones(2)), lambda x: (0 * x[0] + 0.5, 0 * x[1] + 1)):
+        found = methods.integrated_gradients(fn, point, argnum=(0, 1))(X, Y, target=1)
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+    tree = methods.taylor(lambda t: t["x"] @ W, {"x": np.full(6, 0.5)})({"x": X}, target=2)
+    np.testing.assert_allclose(tree["x"], (X - 0.5) * W[:, 2], rtol=1e-12)
+
+
+def test_noise_has_the_range_of_a_whole_example():
+    x = np.repeat(np.linspace(0, 1, 16).reshape(1, 4, 4, 1), 3, -1)  # grey, and a logit at each pixel
+    found = methods.smooth_grad(lambda x: (x**2).sum(-1, keepdims=True), samples=4)(x, target=0)
+    assert np.abs(found - 2 * x).max() > 0.01

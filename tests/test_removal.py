@@ -21,7 +21,7 @@ def linear(w, x):
 def test_the_most_relevant_go_first():
     w = np.array([[1.0, 0.0], [5.0, 0.0], [2.0, 0.0], [-3.0, 0.0]])
     x = np.ones((1, 4))
-    found = remove(linear, w, x, relevance=x * w[:, 0], removed=[1, 2, 4], axes=1)
+    found = remove(linear, w, x, relevance=x * w[:, 0], removed=[1, 2, 4], pixels=False)
     np.testing.assert_array_equal(found.removed, [0, 1, 2, 4])
     left = np.array([5.0, 0.0, -2.0, 0.0])
     np.testing.assert_allclose(found.probabilities[:, 0], jax.nn.softmax(np.stack([left, 0 * left], -1)), rtol=1e-12)
@@ -31,6 +31,15 @@ def test_the_most_relevant_go_first():
     p = found.probabilities[:, 0]
     np.testing.assert_allclose(found.confidence[:, 0], (p.max(-1) - p.min(-1)) / p.max(-1), rtol=1e-12)
     np.testing.assert_allclose(found.of_first()[:, 0], p[:, 0], rtol=1e-12)
+
+
+def test_half_precision_is_added_up_in_full():
+    rng = np.random.default_rng(0)
+    w, x = rng.normal(size=(64, 5)).astype(np.float32), rng.normal(size=(300, 64)).astype(np.float32)
+    half = [jnp.asarray(v, jnp.bfloat16) for v in (w, x)]
+    found = [remove(linear, *v, relevance=x * w[:, 0], removed=[8, 32], pixels=False) for v in ((w, x), half)]
+    assert found[1].probabilities.dtype == np.float32
+    np.testing.assert_allclose(found[1].of_first().mean(1), found[0].of_first().mean(1), atol=0.02)
 
 
 def test_what_never_flips_says_so():
@@ -68,16 +77,16 @@ def test_pixels_go_with_all_their_channels():
 )
 def test_wrong_arguments_are_explained(options, message):
     with pytest.raises(ValueError, match=message):
-        remove(linear, np.ones((4, 2)), np.ones((1, 4)), axes=1, **options)
+        remove(linear, np.ones((4, 2)), np.ones((1, 4)), pixels=False, **options)
 
 
 def test_sparsity_is_the_gini_index():
-    assert _gini(np.ones((2, 50)), 1) == pytest.approx(0)
-    assert _gini(np.eye(50)[:2], 1) == pytest.approx(0.98)
+    assert _gini(np.ones((2, 50)), False) == pytest.approx(0)
+    assert _gini(np.eye(50)[:2], False) == pytest.approx(0.98)
     values = np.random.default_rng(0).normal(size=(1, 30))
     a = np.abs(values[0])
     by_pairs = np.abs(a[:, None] - a[None]).sum() / (2 * len(a) * a.sum())
-    assert _gini(values, 1) == pytest.approx(by_pairs)
+    assert _gini(values, False) == pytest.approx(by_pairs)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +115,7 @@ def test_every_candidate_is_tried_as_if_alone(cnn):
         R = lrp(networks.cnn, alone)(params, x)
         fall = remove(networks.cnn, params, x, relevance=R, removed=[2, 8, 32]).of_first()
         np.testing.assert_allclose(trial.faithfulness, 1 - fall.mean(), rtol=1e-9)
-        np.testing.assert_allclose(trial.sparsity, _gini(np.asarray(R), 3), rtol=1e-9)
+        np.testing.assert_allclose(trial.sparsity, _gini(np.asarray(R), True), rtol=1e-9)
         share = R.sum() / networks.cnn(params, x).max(-1).sum()
         np.testing.assert_allclose(trial.conserved, share, rtol=1e-9)
     best = lrp(networks.cnn, found.composite)(params, x)
@@ -145,3 +154,10 @@ def test_wrong_wishes_are_explained(cnn):
     with pytest.raises(ValueError, match="alpha - beta must be 1"):
         rules.AlphaBeta(2.0, 2.0)
     assert jnp.isfinite(jax.jit(lambda a: lrp(networks.cnn, rules.AlphaBeta(a, a - 1))(*cnn).sum())(2.0))
+
+
+def test_rows_of_tables_have_no_pixels():
+    with pytest.raises(ValueError, match=r"x has shape \(1, 4\), without places and channels; use pixels=False"):
+        remove(linear, np.ones((4, 2)), np.ones((1, 4)), relevance=np.ones((1, 4)), removed=[1])
+    with pytest.raises(ValueError, match="candidate 'gamma' has no values to try"):
+        tune(linear, np.ones((4, 2)), np.ones((1, 4)), candidates={"gamma": (rules.Gamma, [])}, removed=[1])

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import lrp_jax
-from lrp_jax.cli._common import CommandError
+from lrp_jax.cli._common import CommandError, complain
 from lrp_jax.cli._photos import add_common, add_drawing, files_of, params_of, positive, prepare, style, unwritten
 
 NOT_LINEAR = ("absolute_gradient", "guided_backprop", "deconvnet", "deep_taylor", "grad_cam")
@@ -62,18 +62,18 @@ def named(model, names: list[str] | None) -> dict[str, Any]:
     return {name: known[name]() for name in names}
 
 
-def timed(explain: Any, *args: Any, target: Any) -> tuple[Any, float]:
-    """What an explainer returns, and the seconds that it takes once it is compiled."""
+def compiled(explain: Any, *args: Any) -> Any:
+    """The explainer for arguments of these shapes, the target last.
+
+    Raises:
+        CommandError: it does not suit the network.
+    """
     import jax
-    import numpy as np
 
     try:
-        run = jax.jit(lambda *args: explain(*args, target=target)).lower(*args).compile()
+        return jax.jit(lambda *args: explain(*args[:-1], target=args[-1])).lower(*args).compile()
     except ValueError as error:  # a class activation map of another network
         raise CommandError(error) from None
-    start = time.perf_counter()
-    found = jax.block_until_ready(run(*args))
-    return np.asarray(found), time.perf_counter() - start
 
 
 def _compare(options) -> int:
@@ -91,19 +91,27 @@ def _compare(options) -> int:
 
     from lrp_jax import plot
 
-    params = params_of(model, options.weights)
+    params, ready = params_of(model, options.weights), {}
+    logits_of = jax.jit(model.apply)
     for photo in photos:
         x = model.preprocessing.normalize(photo.crop)[None]
-        logits = np.asarray(jax.jit(model.apply)(params, x)[0])
+        logits = np.asarray(logits_of(params, x)[0])
         shares = np.asarray(jax.nn.softmax(logits))
         targets = np.argsort(-logits)[: options.top].tolist() if target is None else [target]
         if rival in targets:
-            raise CommandError(f"--against {options.against!r} is the class that is explained.")
-        asked = np.array([*targets, *([] if rival is None else [rival])])[:, None]
+            failed = complain(
+                CommandError(f"{photo.path}: --against {options.against!r} is the class that is explained.")
+            )
+            continue
+        asked = np.array([*targets, *([] if rival is None else [rival])], np.int32)[:, None]
         maps, seconds = {}, {}
         for name, explain in tqdm(explainers.items(), disable=None, leave=False):
-            found, seconds[name] = timed(explain, params, x, target=asked)
-            found = found[:, 0]
+            place = name, x.shape, asked.shape
+            if place not in ready:
+                ready[place] = compiled(explain, params, x, asked)
+            start = time.perf_counter()
+            found = np.asarray(ready[place](params, x, asked))[:, 0]
+            seconds[name] = time.perf_counter() - start
             maps[name] = list(found[: len(targets)])
             if rival is not None and name not in NOT_LINEAR:
                 maps[name].append(found[0] - found[-1])
@@ -165,7 +173,9 @@ def _layers(options) -> int:
         else:
             spatial = {name: R for name, R in found.items() if R.ndim == 3}
             if options.channels not in spatial:
-                raise CommandError(f"no layer {options.channels!r} with positions; there are {', '.join(spatial)}.")
+                raise CommandError(
+                    f"no layer {options.channels!r} with positions; there are {', '.join(spatial) or 'none'}."
+                )
             cells = [
                 plot.Cell(photo.crop, f"into {options.channels}"),
                 *plot.channels(spatial[options.channels], options.count),

@@ -29,7 +29,8 @@ def add(commands) -> None:
 
 
 def _gallery(options) -> int:
-    options.photos = [path for given in options.photos for path in _inside(given)]
+    own = {(options.out / file).resolve() for file in FILES}
+    options.photos = [path for given in options.photos for path in _inside(given, own)]
     model, target, photos, failed = prepare(options)
     explainers = named(model, options.show or [model.presets[0]])
     page, montage = (options.out / file for file in FILES)
@@ -62,7 +63,8 @@ def _gallery(options) -> int:
         sections.append(_section(photo, model, logits, c, maps, verdict, ruled))
     style = f"{model.name}; {len(photos)} photographs; each map's colours end at its own 99.5th percentile"
     try:
-        page.write_text(_PAGE.format(about=html.escape(style), sections="\n".join(sections)), encoding="utf-8")
+        text = _PAGE.format(about=html.escape(style), sections="\n".join(sections))
+        page.write_bytes(text.encode("utf-8", "replace"))  # a file's name may be no text
         plot.montage(tiles).save(montage)
     except OSError as error:
         return unwritten(options.out, error)
@@ -70,14 +72,15 @@ def _gallery(options) -> int:
     return failed
 
 
-def _inside(given: str) -> list[str]:
-    """The photographs in a folder, by name; what is no folder stands for itself."""
+def _inside(given: str, own: set[Path]) -> list[str]:
+    """The photographs in a folder, by name, but what the command writes; what is no folder stands for itself."""
     if not Path(given).is_dir():
         return [given]
     from PIL import Image
 
-    known = Image.registered_extensions()
-    found = sorted(str(path) for path in Path(given).iterdir() if path.suffix.lower() in known and path.is_file())
+    known = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    files = [path for path in Path(given).iterdir() if path.is_file() and path.resolve() not in own]
+    found = sorted(str(path) for path in files if path.suffix.lower() in known)
     if not found:
         raise CommandError(f"{given}: no photographs in this folder.")
     return found

@@ -131,14 +131,14 @@ def _removal(options) -> int:
     for name, removal in found.items():
         at, _ = removal.flips
         flipped = np.mean(at >= 0)
-        half = f"{np.median(np.where(at >= 0, at, np.inf)):.0f}" if flipped >= 0.5 else "-"
+        half = str(np.sort(np.where(at >= 0, at, 10**6))[(len(at) - 1) // 2]) if flipped >= 0.5 else "-"
         print(f"  {name:24}  {removal.confidence.mean():15.3f}  {flipped:7.1%}  {half:>30}")
     first = found[options.rule]
     at, to = first.flips
     pairs, counts = np.unique(np.stack([first.classes[0], to])[:, at >= 0], axis=1, return_counts=True)
     common = np.argsort(-counts)[:5]
     kinds = [f"{a} to {b} ({n})" for (a, b), n in zip(pairs.T[common], counts[common], strict=True)]
-    print(f"  most often the class flips from {', '.join(kinds)}")
+    print(f"  most often the class flips from {', '.join(kinds)}" if kinds else "  no class flips")
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     plot.removals(found, left)
@@ -147,7 +147,7 @@ def _removal(options) -> int:
     _save(figure, curves)
     shown = digits.images[: options.shown]
     R = np.asarray(explain(params, shown))
-    rank = np.argsort(np.argsort(-R.reshape(len(R), -1), axis=1), axis=1).reshape(R.shape)
+    rank = np.argsort(np.argsort(-R.reshape(len(R), -1), axis=1, kind="stable"), axis=1).reshape(R.shape)
     rows = []
     for i, image in enumerate(shown):
         fall = f"flips at {at[i]} pixels to {to[i]}" if at[i] >= 0 else "never flips"

@@ -48,12 +48,25 @@ def add_drawing(command: argparse.ArgumentParser) -> None:
     percentile = "of the absolute relevance, where the colours end (default: %(default)s)"
     command.add_argument("--percentile", type=_percentile, default=99.5, metavar="P", help=percentile)
     command.add_argument("--format", choices=FORMATS, default="png", help="of the picture (default: %(default)s)")
-    command.add_argument("--width", type=positive, metavar="PIXELS", help="of the picture (default: as it needs)")
+    command.add_argument("--width", type=_width, metavar="PIXELS", help="of the picture (default: as it needs)")
 
 
 def style(options) -> dict[str, Any]:
     """How `plot.table` draws."""
     return {"part": options.part, "percentile": options.percentile}
+
+
+def whole(text: str) -> int:
+    """A number that random generators take."""
+    if not (text.isdecimal() and int(text) < 2**31):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to {2**31 - 1}; got {text!r}")
+    return int(text)
+
+
+def _width(text: str) -> int:
+    if not (text.isdecimal() and 100 <= int(text) <= 20_000):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 100 to 20000; got {text!r}")
+    return int(text)
 
 
 def _percentile(text: str) -> float:
@@ -83,6 +96,10 @@ def prepare(options) -> tuple[Any, int | None, list[Photo], int]:
         raise CommandError(error) from None
     if options.top > len(model.classes):
         raise CommandError(f"--top {options.top}, but {model.name} knows {len(model.classes)} classes.")
+    if options.size and not model.any_size:
+        raise CommandError(
+            f"--size {options.size}, but {model.name} takes its own {model.preprocessing.crop} pixels only."
+        )
     if options.size and options.size < model.preprocessing.crop:
         raise CommandError(f"--size {options.size}, but {model.name} needs {model.preprocessing.crop} pixels or more.")
     try:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lrp_jax.cli._common import CommandError
-from lrp_jax.cli._photos import FORMATS, positive
+from lrp_jax.cli._photos import FORMATS, positive, whole
 
 
 def add(commands) -> None:
@@ -21,7 +21,7 @@ def add(commands) -> None:
     rules = ("LRP-0", "LRP-epsilon", "LRP-gamma", "LRP-alpha2beta1")
     table.add_argument("--rule", choices=rules, default="LRP-epsilon", help="for all layers (default: %(default)s)")
     table.add_argument("--shown", type=positive, default=20, metavar="N", help="features drawn (default: 20)")
-    table.add_argument("--seed", type=int, default=0, help="of the split and the weights (default: 0)")
+    table.add_argument("--seed", type=whole, default=0, metavar="N", help="of the split and the weights (default: 0)")
     table.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="folder for the picture")
     table.add_argument("--format", choices=FORMATS, default="png", help="of the picture (default: %(default)s)")
     table.add_argument("--overwrite", action="store_true", help="replace a file that exists")
@@ -65,7 +65,8 @@ def _table(options) -> int:
     figure = Figure(figsize=(7, 0.9 + 0.26 * len(drawn)), layout="constrained")
     ax = plot.bars({names[i]: mean[i] for i in drawn}, figure.subplots(), {names[i]: 1.96 * error[i] for i in drawn})
     ax.set_xlabel("mean relevance of the true class, with 95 % confidence")
-    ax.set_title(f"{options.name}: {options.rule}, {right:.1%} of {len(y)} test examples right", fontsize=10)
+    shown = "" if len(drawn) == len(order) else f"; {len(drawn)} of {len(order)} features"
+    ax.set_title(f"{options.name}: {options.rule}, {right:.1%} of {len(y)} test examples right{shown}", fontsize=10)
     try:
         plot.save(figure, file)
     except OSError as error:

@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 
 from lrp_jax import rules
 from lrp_jax.composites._composite import Composite, first, kind
@@ -86,7 +87,11 @@ class PositivePart(rules.Brief):
 
     def __call__(self, layer: Any, a: Any, params: Any, R: Any) -> Any:
         """The part of `R` that is handed on."""
-        return jax.vjp(lambda a: layer(a, params), a)[1](rules.positive(R))[0] if self.guided else rules.positive(R)
+        if not self.guided:
+            return rules.positive(R)
+        slope = jax.vjp(lambda a: layer(a, params), a)[1](rules.positive(R))[0]
+        flat_below = layer(-jnp.ones_like(a), params) == 0  # as ReLU, whose derivative at 0 is 0
+        return jnp.where((a == 0) & flat_below, jnp.zeros_like(slope), slope)
 
 
 def _changed_gradient(guided: bool) -> Composite:
@@ -94,10 +99,16 @@ def _changed_gradient(guided: bool) -> Composite:
 
 
 def guided_backprop() -> Composite:
-    """`GuidedBackprop`: the gradient, of which activations hand on what is positive."""
+    """`GuidedBackprop`: the gradient, of which activations hand on what is positive.
+
+    For networks of layers, pools and activations; `methods.guided_backprop` suits any.
+    """
     return _changed_gradient(True)
 
 
 def deconvnet() -> Composite:
-    """`DeconvNet`: the gradient with max(R, 0) in place of each activation's own."""
+    """`DeconvNet`: the gradient with max(R, 0) in place of each activation's own.
+
+    For networks of layers, pools and activations; `methods.deconvnet` suits any.
+    """
     return _changed_gradient(False)

@@ -54,6 +54,7 @@ def _digits(name: str, network: nn.Module, top: str, what: str, presets: tuple[s
             "weights": "trained by weights/train_mnist.py on MNIST (LeCun, Cortes, Burges, CC BY-SA 3.0)",
             "licence": "Apache-2.0",
         },
+        any_size=False,
         top=(top,),
     )
 

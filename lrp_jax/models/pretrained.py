@@ -59,6 +59,7 @@ class Pretrained:
         preprocessing: from a photograph to the network's input.
         presets: the names of the composites that suit it, the recommended one first.
         about: what it is (`what`), where its weights come from, and under which licence (`licence`).
+        any_size: whether it also takes larger images than its preprocessing makes.
         top: the names of the layers that make classes of features; a file of weights may lack them.
         layouts: how others keep its weights, besides as this project does.
         remote: where its weights are published, if they do not come with the package.
@@ -70,6 +71,7 @@ class Pretrained:
     preprocessing: Preprocessing
     presets: tuple[str, ...]
     about: Mapping[str, str]
+    any_size: bool = True
     top: tuple[str, ...] = ()
     layouts: tuple[weights.Layout, ...] = ()
     remote: weights.Remote | None = None
@@ -184,19 +186,28 @@ class Pretrained:
         Args:
             params: its weights.
             x: preprocessed images (N, H, W, channels).
-            composite: the name of one of its presets, by default the recommended one, or any composite.
+            composite: the name of one of its presets, by default the recommended one, which is compiled once; or any
+                composite, compiled at each call: `lrp(model.apply, composite, value=True)` keeps it.
             target: the class to explain, as for `lrp`; by default the likeliest.
 
         Returns:
             The prediction, and relevance shaped as `x`.
+
+        Raises:
+            ValueError: no such preset.
         """
-        composite = composite or self.presets[0]
-        key = composite if isinstance(composite, str) else repr(composite)
-        if key not in self._compiled:
-            made = self.composites[composite]() if isinstance(composite, str) else composite
-            self._compiled[key] = lrp(self.apply, made, value=True)
-        logits, relevance = self._compiled[key](params, x, target=target)
+        name = self.presets[0] if composite is None else composite
+        explain = self._explaining(name) if isinstance(name, str) else lrp(self.apply, name, value=True)
+        logits, relevance = explain(params, x, target=target)
         return Prediction(self.classes, logits), relevance
+
+    def _explaining(self, name: str) -> Callable[..., Any]:
+        """The compiled explanation by a preset, kept for the next call."""
+        if name not in self.composites:
+            raise ValueError(f"no composite {name!r}; there are {', '.join(self.composites)}.")
+        if name not in self._compiled:
+            self._compiled[name] = lrp(self.apply, self.composites[name](), value=True)
+        return self._compiled[name]
 
     @functools.cached_property
     def _compiled(self) -> dict[str, Callable[..., Any]]:
@@ -206,7 +217,7 @@ class Pretrained:
     def explainers(self) -> dict[str, Callable[[], Callable[..., Any]]]:
         """Ways to explain it, by name: its composites, single rules for all layers, and what they are compared with.
 
-        Each, called, returns `explain(params, x, target=None)`.
+        Each, called, returns `explain(params, x, target=None)`, for images with an axis of examples in front.
         """
         low, high = self.preprocessing.low, self.preprocessing.high
         everywhere = lambda rule: [(composites.kind("conv", "dense"), rule)]
