@@ -143,9 +143,8 @@ def _compare(options) -> int:
             figure = plot.table(rows, f"{Path(photo.path).name}, {model.name}", scale=options.scale, **style(options))
             plot.save(figure, file, options.width)
             if arrays:
-                np.savez_compressed(
-                    arrays[0], allow_pickle=False, **{name: np.stack(found) for name, found in maps.items()}
-                )
+                stacked: dict[str, Any] = {name: np.stack(found) for name, found in maps.items()}
+                np.savez_compressed(arrays[0], **stacked)
             print(f"  -> {', '.join(map(str, [file, *arrays]))}")
         except OSError as error:
             failed = unwritten(photo.path, error)
