@@ -53,12 +53,11 @@ def strength(apply: Callable, params: Any, x: Any, labels: Any, rule: rules.Rule
         rule: for all layers with weights.
         batch: examples at a time.
     """
-    explain = lrp(apply, everywhere(rule), value=True)
+    explain = lrp(apply, everywhere(rule))
+    targets = np.arange(jax.eval_shape(apply, params, x[:1]).shape[-1])[:, None]
     sums = []
     for start in range(0, len(x), batch):
-        part = jnp.asarray(x[start : start + batch])
-        classes = jax.eval_shape(apply, params, part).shape[-1]
-        _, R = explain(params, part, target=np.arange(classes)[:, None])
+        R = explain(params, jnp.asarray(x[start : start + batch]), target=targets)
         sums.append(np.asarray(R.reshape(*R.shape[:2], -1).sum(-1)).T)
     positive = np.maximum(np.concatenate(sums).astype(np.float64), 0)
     shares = positive / np.maximum(positive.sum(1, keepdims=True), 1e-300)

@@ -2,8 +2,12 @@
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+RULES = ("LRP-0", "LRP-epsilon", "LRP-gamma", "LRP-alpha2beta1")
+"""Names in `experiments.RULES`, at hand before JAX is imported."""
 
 
 class CommandError(Exception):
@@ -31,6 +35,32 @@ def keep_compiled() -> None:
     jax.config.update("jax_compilation_cache_dir", cache_folder())
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def refuse_existing(files: Iterable[Path], overwrite: bool) -> None:
+    """Raises where a file to write is there already."""
+    for file in files:
+        if file.exists() and not overwrite:
+            raise CommandError(f"{file} exists; use --overwrite to replace it, or --out for another folder.")
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder for results."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"the folder {folder} cannot be made ({error.strerror}).") from None
+
+
+def save_figure(figure: Any, file: Path) -> None:
+    """Writes a picture, and says where."""
+    from lrp_jax import plot
+
+    try:
+        plot.save(figure, file)
+    except OSError as error:
+        raise CommandError(f"{file}: cannot be written ({error.strerror or error}).") from None
+    print(f"  -> {file}")
 
 
 def model_of(name: str) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lrp_jax
-from lrp_jax.cli._common import CommandError
+from lrp_jax.cli._common import CommandError, refuse_existing
 from lrp_jax.cli._compare import named
 from lrp_jax.cli._photos import add_common, params_of, prepare, unwritten
 
@@ -29,14 +29,11 @@ def add(commands) -> None:
 
 
 def _gallery(options) -> int:
-    own = {(options.out / file).resolve() for file in FILES}
-    options.photos = [path for given in options.photos for path in _inside(given, own)]
+    page, montage = own = [options.out / file for file in FILES]
+    refuse_existing(own, options.overwrite)
+    options.photos = [path for given in options.photos for path in _inside(given, {file.resolve() for file in own})]
     model, target, photos, failed = prepare(options)
     explainers = named(model, options.show or [model.presets[0]])
-    page, montage = (options.out / file for file in FILES)
-    for file in (page, montage):
-        if file.exists() and not options.overwrite:
-            raise CommandError(f"{file} exists; use --overwrite to replace it, or --out for another folder.")
     if not photos:
         return failed
     import jax

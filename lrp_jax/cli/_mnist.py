@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lrp_jax.cli._common import CommandError, model_of
+from lrp_jax.cli._common import RULES, CommandError, make_folder, model_of, refuse_existing, save_figure
 from lrp_jax.cli._photos import FORMATS, positive
 
 NETWORKS = ("mnist_dnn", "mnist_dnn_wide", "mnist_cnn")
@@ -25,7 +25,7 @@ def add(commands) -> None:
             command.add_argument("--model", choices=NETWORKS, default=NETWORKS[0], help="(default: %(default)s)")
         if name != "rules":
             rule = "the rule for all layers (default: %(default)s)"
-            command.add_argument("--rule", choices=_rule_names(), default="LRP-epsilon", help=rule)
+            command.add_argument("--rule", choices=RULES, default="LRP-epsilon", help=rule)
         data = "folder with MNIST's files; what is missing is downloaded (default: 500 digits that come along)"
         command.add_argument("--data", type=Path, metavar="DIR", help=data)
         count = "how many test digits (default: all that are there)"
@@ -37,26 +37,18 @@ def add(commands) -> None:
         command.set_defaults(run=run)
 
 
-def _rule_names() -> tuple[str, ...]:
-    return ("LRP-0", "LRP-epsilon", "LRP-gamma", "LRP-alpha2beta1")
-
-
 def _data(options, *files: str) -> tuple[Any, list[Path]]:
     """The test digits, and the files to write, none of which exists."""
     from lrp_jax import digits
     from lrp_jax.weights import WeightsError
 
     paths = [options.out / f"{file}.{options.format}" for file in files]
-    for path in paths:
-        if path.exists() and not options.overwrite:
-            raise CommandError(f"{path} exists; use --overwrite to replace it, or --out for another folder.")
+    refuse_existing(paths, options.overwrite)
+    make_folder(options.out)
     try:
-        options.out.mkdir(parents=True, exist_ok=True)
         found = digits.shipped() if options.data is None else digits.fetch(options.data)
     except WeightsError as error:
         raise CommandError(error) from None
-    except OSError as error:
-        raise CommandError(f"the folder {options.out} cannot be made ({error.strerror}).") from None
     count = len(found.labels) if options.count is None else options.count
     if count > len(found.labels):
         raise CommandError(f"--count {count}, but there are {len(found.labels)} digits; --data names more.")
@@ -81,16 +73,6 @@ def _photo(image) -> Any:
     return Image.fromarray(np.round(image[..., 0] * 255).astype(np.uint8)).convert("RGB")
 
 
-def _save(figure, path: Path) -> None:
-    from lrp_jax import plot
-
-    try:
-        plot.save(figure, path)
-    except OSError as error:
-        raise CommandError(f"{path}: cannot be written ({error.strerror or error}).") from None
-    print(f"  -> {path}")
-
-
 def _rules(options) -> int:
     digits, (file,) = _data(options, f"mnist_rules_{options.model}")
     import numpy as np
@@ -111,7 +93,7 @@ def _rules(options) -> int:
         )
         for row, relevance in zip(rows, R, strict=True):
             row.append(plot.Cell(relevance, f"{name}, sum {relevance.sum():.3g}"))
-    _save(plot.table(rows, f"{options.model}; relevance of the true class"), file)
+    save_figure(plot.table(rows, f"{options.model}; relevance of the true class"), file)
     return 0
 
 
@@ -144,7 +126,7 @@ def _removal(options) -> int:
     plot.removals(found, left)
     plot.removals(found, right, confidence=False)
     figure.suptitle(f"{options.model}, {len(digits.labels)} test digits, mean and 95 % confidence", fontsize=10)
-    _save(figure, curves)
+    save_figure(figure, curves)
     shown = digits.images[: options.shown]
     R = np.asarray(explain(params, shown))
     rank = np.argsort(np.argsort(-R.reshape(len(R), -1), axis=1, kind="stable"), axis=1).reshape(R.shape)
@@ -156,7 +138,7 @@ def _removal(options) -> int:
             seen = f"{first.classes[s, i]}, confidence {first.confidence[s, i]:.2f}"
             gone = np.where(rank[i] < first.removed[s], 0, image)
             rows[-1].append(plot.Cell(_photo(gone), f"{first.removed[s]} pixels removed\n{seen}"))
-    _save(plot.table(rows, options.model), pictures)
+    save_figure(plot.table(rows, options.model), pictures)
     return 0
 
 
@@ -182,7 +164,7 @@ def _networks(options) -> int:
         print(f"  {name:16} {right:.2%} of {len(digits.labels)} test digits")
         for row, relevance, z in zip(rows, R, logits, strict=False):
             row.append(plot.Cell(relevance, f"{name}\nsees {z.argmax()}, sum {relevance.sum():.3g}"))
-    _save(plot.table(rows, f"{options.rule}, relevance of the true class"), file)
+    save_figure(plot.table(rows, f"{options.rule}, relevance of the true class"), file)
     alike = experiments.similarity(maps)
     print(f"  mean cosine between their maps, {options.rule}:")
     for name, row in zip(NETWORKS, alike, strict=True):
@@ -196,5 +178,5 @@ def _networks(options) -> int:
         ax.text(j, i, f"{v:.2f}", ha="center", va="center", color="white" if is_dark(v) else "black")
     figure.colorbar(drawn, ax=ax, label="mean cosine of relevance")
     ax.set_title(f"{options.rule}, {len(digits.labels)} test digits", fontsize=10)
-    _save(figure, matrix)
+    save_figure(figure, matrix)
     return 0

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lrp_jax.cli._common import CommandError, complain, model_of, suits
+from lrp_jax.cli._common import CommandError, complain, make_folder, model_of, suits
 from lrp_jax.models import DEFAULT
 
 FORMATS = ("png", "svg", "pdf")
@@ -102,10 +102,7 @@ def prepare(options) -> tuple[Any, int | None, list[Photo], int]:
         )
     if options.size and options.size < model.preprocessing.crop:
         raise CommandError(f"--size {options.size}, but {model.name} needs {model.preprocessing.crop} pixels or more.")
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandError(f"the folder {options.out} cannot be made ({error.strerror}).") from None
+    make_folder(options.out)
     photos, failed = [], 0
     for path, stem in zip(options.photos, _stems(options.photos), strict=True):
         try:

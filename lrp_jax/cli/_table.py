@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lrp_jax.cli._common import CommandError
+from lrp_jax.cli._common import RULES, CommandError, make_folder, refuse_existing, save_figure
 from lrp_jax.cli._photos import FORMATS, positive, whole
 
 
@@ -18,8 +18,7 @@ def add(commands) -> None:
     table.add_argument("name", metavar="DATA_SET", help="iris, wine, breast_cancer or digits")
     hidden = "widths of the hidden layers (default: 64 32)"
     table.add_argument("--hidden", nargs="+", type=positive, default=[64, 32], metavar="WIDTH", help=hidden)
-    rules = ("LRP-0", "LRP-epsilon", "LRP-gamma", "LRP-alpha2beta1")
-    table.add_argument("--rule", choices=rules, default="LRP-epsilon", help="for all layers (default: %(default)s)")
+    table.add_argument("--rule", choices=RULES, default="LRP-epsilon", help="for all layers (default: %(default)s)")
     table.add_argument("--shown", type=positive, default=20, metavar="N", help="features drawn (default: 20)")
     table.add_argument("--seed", type=whole, default=0, metavar="N", help="of the split and the weights (default: 0)")
     table.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="folder for the picture")
@@ -32,17 +31,14 @@ def _table(options) -> int:
     from lrp_jax import tabular
 
     file = options.out / f"{options.name}_features.{options.format}"
-    if file.exists() and not options.overwrite:
-        raise CommandError(f"{file} exists; use --overwrite to replace it, or --out for another folder.")
+    refuse_existing([file], options.overwrite)
     try:
         table = tabular.load(options.name, options.seed)
         network = tabular.network_for(table, options.hidden)
         params = tabular.fit(network, table, seed=options.seed)
-        options.out.mkdir(parents=True, exist_ok=True)
     except tabular.TableError as error:
         raise CommandError(error) from None
-    except OSError as error:
-        raise CommandError(f"the folder {options.out} cannot be made ({error.strerror}).") from None
+    make_folder(options.out)
     import numpy as np
     from matplotlib.figure import Figure
 
@@ -67,9 +63,5 @@ def _table(options) -> int:
     ax.set_xlabel("mean relevance of the true class, with 95 % confidence")
     shown = "" if len(drawn) == len(order) else f"; {len(drawn)} of {len(order)} features"
     ax.set_title(f"{options.name}: {options.rule}, {right:.1%} of {len(y)} test examples right{shown}", fontsize=10)
-    try:
-        plot.save(figure, file)
-    except OSError as error:
-        raise CommandError(f"{file}: cannot be written ({error.strerror or error}).") from None
-    print(f"  -> {file}")
+    save_figure(figure, file)
     return 0

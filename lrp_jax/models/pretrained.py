@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import platformdirs
 
-from lrp_jax import composites, methods, rules, weights
+from lrp_jax import composites, methods, weights
+from lrp_jax.experiments import RULES, everywhere
 from lrp_jax.images import Preprocessing
 from lrp_jax.transform import lrp
 
@@ -220,14 +221,13 @@ class Pretrained:
         Each, called, returns `explain(params, x, target=None)`, for images with an axis of examples in front.
         """
         low, high = self.preprocessing.low, self.preprocessing.high
-        everywhere = lambda rule: [(composites.kind("conv", "dense"), rule)]
         side = max(self.preprocessing.crop // 7, 1)
         covered = (side, side, self.channels)
         found: dict[str, Any] = {
             **self.composites,
-            "lrp_0": lambda: everywhere(rules.Zero()),
-            "lrp_epsilon": lambda: everywhere(rules.Epsilon(rules.Stabilizer(0.25, norm="sample"))),
-            "lrp_gamma": lambda: everywhere(rules.Gamma(0.25)),
+            "lrp_0": lambda: everywhere(RULES["LRP-0"]),
+            "lrp_epsilon": lambda: everywhere(RULES["LRP-epsilon"]),
+            "lrp_gamma": lambda: everywhere(RULES["LRP-gamma"]),
         }
         found = {name: lambda make=make: lrp(self.apply, make()) for name, make in found.items()}
         others: dict[str, Callable[..., Any]] = {

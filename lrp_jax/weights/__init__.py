@@ -55,7 +55,7 @@ def load(
                 raise WeightsError(f"{path}: {name!r} is both a tensor and what {key!r} belongs to.")
         wanted = np.dtype(dtype) if dtype is not None and is_floating(tensor) else tensor.dtype.newbyteorder("=")
         copy = _copy(tensor, wanted)
-        if wanted != tensor.dtype and not is_finite(copy):
+        if not np.can_cast(tensor.dtype, wanted) and not is_finite(copy):
             raise WeightsError(f"{path}: {key} holds numbers too large for {wanted}; keep them as {tensor.dtype}.")
         node[leaf] = copy.reshape(tensor.shape if shapes is None else shapes[key])
     return params
