@@ -169,14 +169,15 @@ def _networks(options) -> int:
     print(f"  mean cosine between their maps, {options.rule}:")
     for name, row in zip(NETWORKS, alike, strict=True):
         print(f"    {name:16} " + " ".join(f"{v:6.3f}" for v in row))
-    figure = Figure(figsize=(5, 4.2), layout="constrained")
+    figure = Figure(figsize=(5.4, 4.2), layout="constrained")
     ax = figure.subplots()
     drawn = ax.imshow(alike, cmap=plot.COLOURS, vmin=-1, vmax=1)
-    ax.set_xticks(range(len(NETWORKS)), NETWORKS)
+    ax.set_xticks(range(len(NETWORKS)), NETWORKS, rotation=30, ha="right")
     ax.set_yticks(range(len(NETWORKS)), NETWORKS)
+    ax.tick_params(labelsize=8)
     for (i, j), v in np.ndenumerate(alike):
         ax.text(j, i, f"{v:.2f}", ha="center", va="center", color="white" if is_dark(v) else "black")
-    figure.colorbar(drawn, ax=ax, label="mean cosine of relevance")
+    figure.colorbar(drawn, ax=ax, label="mean cosine of relevance", shrink=0.8)
     ax.set_title(f"{options.rule}, {len(digits.labels)} test digits", fontsize=10)
     save_figure(figure, matrix)
     return 0
