@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrp_jax import _compat, _trace
+from lrp_jax import _compat, _trace, _winograd
 from lrp_jax._trace import Op, Value
 
 _GROWING = frozenset({"broadcast_in_dim", "convert_element_type", "pad", "concatenate", "reshape", "transpose"})
@@ -40,7 +40,8 @@ def split(fn: Callable, known: Any, *others: Any) -> tuple[Callable[[Any], Any],
     """A function in two: `fn(known, *others) = second(first(known), *others)`, `first` doing all it can.
 
     What only makes arrays larger, such as a broadcast, is done again by `second`, which also does what does not depend
-    on `known` at all. Kernels of convolutions are laid out as CPUs want them.
+    on `known` at all. On CPUs, kernels of convolutions are laid out as these want them, and wide convolutions with
+    kernels of 3x3 take fewer multiplications (`_winograd`).
 
     Args:
         fn: any function of trees of arrays.
@@ -49,21 +50,24 @@ def split(fn: Callable, known: Any, *others: Any) -> tuple[Callable[[Any], Any],
     closed, shape = jax.make_jaxpr(fn, return_shape=True)(known, *others)
     inputs, ops = [Value(aval) for aval in closed.in_avals], []
     results = _trace.flatten(closed.jaxpr, closed.consts, inputs, ops)
+    if on_cpu := jax.default_backend() == "cpu":
+        ops = _winograd.lighter(ops)
     given, rest = inputs[: (count := len(jax.tree.leaves(known)))], inputs[count:]
     early, late = _divided(ops, set(given), results)
     made = {*given, *(v for op in early for v in op.outputs)} - {v for op in late for v in op.outputs}
-    laid: dict[Value, tuple[Value, tuple[int, ...]]] = {}  # kernels in another order of axes: of which, in which
+    laid: dict[tuple[Value, tuple[int, ...]], Value] = {}  # kernels in another order of axes
     for i, op in enumerate(late):
-        if op.inputs[1:] and op.inputs[1] in made and (order := _order(op)):
+        if on_cpu and op.inputs[1:] and op.inputs[1] in made and (order := _order(op)):
             x, own = op.inputs
-            laid[kernel := Value(own.aval)] = own, order
+            kernel = laid.setdefault((own, order), Value(own.aval))
             late[i] = dataclasses.replace(op, eqn=_for_laid_kernel(op), inputs=[x, kernel])
-    crossing = list(dict.fromkeys(v for op in late for v in op.inputs if v in made or v in laid))
+    made.update(laid.values())
+    crossing = list(dict.fromkeys(v for op in late for v in op.inputs if v in made))
     crossing += [v for v in results if v in made and v not in crossing]
 
     def first(known):
         env = _trace.run(early, dict(zip(given, jax.tree.leaves(known), strict=True)))
-        env |= {kernel: env[own].transpose(order) for kernel, (own, order) in laid.items()}
+        env |= {kernel: env[own].transpose(order) for (own, order), kernel in laid.items()}
         return [env[v] for v in crossing]
 
     def second(values, *others):
@@ -100,8 +104,8 @@ def _size(values) -> int:
 
 
 def _order(op: Op) -> tuple[int, ...]:
-    """The axes of a convolution's kernel in the order (..., in, out), if they stand in another, and on a CPU."""
-    if op.name != "conv_general_dilated" or jax.default_backend() != "cpu":
+    """The axes of a convolution's kernel in the order (..., in, out), if they stand in another."""
+    if op.name != "conv_general_dilated":
         return ()
     out, into, *spatial = op.eqn.params["dimension_numbers"].rhs_spec
     order = (*spatial, into, out)

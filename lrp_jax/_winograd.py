@@ -1,0 +1,102 @@
+"""Convolutions with kernels of 3x3 by fewer multiplications, for CPUs."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lrp_jax import _trace
+from lrp_jax._trace import Op, Value
+
+
+def lighter(ops: Iterable[Op]) -> list[Op]:
+    """The same operations, but wide convolutions with four multiplications for nine.
+
+    Each tile of 2x2 outputs is `A^T [(G g G^T) * (B^T d B)] A` of its 4x4 inputs d and the kernel g. As B, G and A are
+    but halves and ones, errors of rounding are those of the convolution; and as each output is made of its own inputs
+    alone, one that sees only zeros is exactly zero, so that its relevance is dropped, as it is to be.
+
+    Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks", F(2x2, 3x3).
+    """
+    done: list[Op] = []
+    filters: dict[Any, list[Value]] = {}  # of each kernel, which several convolutions may share
+    for op in ops:
+        if _worthwhile(op):
+            x, kernel = op.inputs
+            filtering, convolution = halves(op.eqn.params)
+            if (key := (kernel, op.eqn.params["dimension_numbers"].rhs_spec)) not in filters:
+                filters[key] = _append(done, filtering, [kernel], op)
+            _append(done, convolution, [x, *filters[key]], op)
+            done[-1] = dataclasses.replace(done[-1], outputs=op.outputs)
+        else:
+            done.append(op)
+    return done
+
+
+def _append(ops: list[Op], fn: Callable, inputs: list[Value], origin: Op) -> list[Value]:
+    """Appends the operations of a function, in the place of one operation; returns its results."""
+    closed = jax.make_jaxpr(fn)(*(v.aval for v in inputs))
+    return _trace.flatten(closed.jaxpr, closed.consts, inputs, ops, origin.calls)
+
+
+def _worthwhile(op: Op) -> bool:
+    """Whether it is a convolution by 3x3, wide enough for what it saves to exceed what tiles cost, as measured."""
+    if op.name != "conv_general_dilated" or op.output.aval.dtype != jnp.float32:
+        return False
+    params, kernel = op.eqn.params, op.inputs[1].aval.shape
+    out, into, *places = params["dimension_numbers"].rhs_spec
+    steps = {*params["window_strides"], *params["lhs_dilation"], *params["rhs_dilation"]}
+    groups = {params["feature_group_count"], params["batch_group_count"]}
+    exact = params["precision"] is not None and jax.lax.Precision.HIGHEST in params["precision"]
+    if steps | groups != {1} or [kernel[place] for place in places] != [3, 3] or exact:
+        return False
+    inputs, features = kernel[into], kernel[out]
+    return inputs * features >= 64 * (inputs + features) and op.output.aval.size >= 128 * features
+
+
+def halves(params: dict[str, Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The convolution that has these parameters, as `kernel -> 16 filters` and `(x, *filters) -> z`."""
+    lhs, (out, into, *places), result = params["dimension_numbers"]
+    padding, precision = params["padding"], params["precision"]
+
+    def filtering(kernel):
+        kernel = kernel.transpose(*places, into, out)
+        return [filter for row in _of_kernel(*kernel) for filter in _of_kernel(*row)]
+
+    def convolution(x, *filters):
+        x = x.transpose(_last(lhs))
+        sizes = [n + low + high - 2 for n, (low, high) in zip(x.shape[1:3], padding, strict=True)]
+        pads = [(low, m + m % 2 + 2 - n - low, 0) for n, m, (low, _) in zip(x.shape[1:3], sizes, padding, strict=True)]
+        x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+        tiles = [tile for row in _of_inputs(x, 1) for tile in _of_inputs(row, 2)]
+        products = [jnp.dot(tile, filter, precision=precision) for tile, filter in zip(tiles, filters, strict=True)]
+        rows = [_of_products(*products[i : i + 4]) for i in range(0, 16, 4)]
+        columns = [_of_products(*column) for column in zip(*rows, strict=True)]
+        z = jnp.stack([jnp.stack(column, axis=2) for column in columns], axis=4)  # (N, tiles, 2, tiles, 2, features)
+        z = z.reshape(len(z), 2 * z.shape[1], 2 * z.shape[3], -1)[:, : sizes[0], : sizes[1]]
+        return z.transpose(np.argsort(_last(result)))
+
+    return filtering, convolution
+
+
+def _last(spec):
+    """The axes (batch, feature, ...) in the order (batch, ..., feature)."""
+    batch, feature, *places = spec
+    return batch, *places, feature
+
+
+# B^T d, G g and A^T m, along one axis.
+def _of_inputs(x, axis):
+    d0, d1, d2, d3 = (jax.lax.slice_in_dim(x, i, i + x.shape[axis] - 3, 2, axis) for i in range(4))
+    return d0 - d2, d1 + d2, d2 - d1, d1 - d3
+
+
+def _of_kernel(g0, g1, g2):
+    return g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2
+
+
+def _of_products(m0, m1, m2, m3):
+    return m0 + m1 + m2, m1 - m2 - m3

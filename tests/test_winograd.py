@@ -1,0 +1,107 @@
+"""Wide convolutions with kernels of 3x3, prepared for CPUs: the same sums by fewer multiplications."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lrp_jax
+from lrp_jax import _trace, _winograd, rules
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+PADDINGS = ("SAME", "VALID", ((0, 2), (3, 1)), ((2, 0), (0, 5)), ((-1, 2), (0, -2)))
+LAYOUTS = {  # shapes of an input of 2 x 9 x 8 x 3, and of a kernel to 5 features
+    NHWC: ((2, 9, 8, 3), (3, 3, 3, 5)),
+    ("NCHW", "OIHW", "NCHW"): ((2, 3, 9, 8), (5, 3, 3, 3)),
+    ("HWCN", "IOHW", "CNHW"): ((9, 8, 3, 2), (3, 5, 3, 3)),
+}
+
+
+def convolution(x, kernel, numbers=NHWC, padding="SAME", **options):
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=numbers, **options)
+
+
+def lighter(fn, *shapes, dtype=jnp.float32):
+    """The names of what a function's operations become."""
+    closed = jax.make_jaxpr(fn)(*(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes))
+    inputs, ops = [_trace.Value(aval) for aval in closed.in_avals], []
+    _trace.flatten(closed.jaxpr, closed.consts, inputs, ops)
+    return [op.name for op in _winograd.lighter(ops)]
+
+
+def by_fewer_multiplications(x, kernel, numbers=NHWC, padding="SAME"):
+    (eqn,) = jax.make_jaxpr(lambda x, kernel: convolution(x, kernel, numbers, padding))(x, kernel).eqns
+    filtering, convolved = _winograd.halves(eqn.params)
+    return np.asarray(convolved(x, *filtering(kernel)))
+
+
+@pytest.mark.parametrize("padding", PADDINGS, ids=str)
+@pytest.mark.parametrize("numbers", LAYOUTS, ids=str)
+def test_it_is_the_convolution(numbers, padding):
+    rng = np.random.default_rng(0)
+    x, kernel = (rng.normal(size=shape) for shape in LAYOUTS[numbers])
+    expected = convolution(x, kernel, numbers, padding)
+    found = by_fewer_multiplications(x, kernel, numbers, padding)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_outputs_that_see_only_zeros_are_exactly_zero():
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(4, 17, 18, 6)).astype(np.float32), rng.normal(size=(3, 3, 6, 7)).astype(np.float32)
+    x[0, 3:9] = x[1, :, 5:10] = x[2, 4:10, 3:12] = 0
+    x[3, ..., 1:] = kernel[:, :, 0] = 0
+    seen, found = convolution(np.abs(x), np.abs(kernel)), by_fewer_multiplications(x, kernel)
+    assert 0.3 < np.mean(seen == 0) < 0.6
+    np.testing.assert_array_equal(found[seen == 0], 0)
+
+
+def test_rounding_errors_are_those_of_the_convolution():
+    rng = np.random.default_rng(0)
+    x, kernel = np.maximum(rng.normal(size=(1, 16, 16, 256)), 0), rng.normal(size=(3, 3, 256, 256)) / 48
+    exact = convolution(x, kernel)
+    x, kernel = x.astype(np.float32), kernel.astype(np.float32)
+    found = convolution(x, kernel), by_fewer_multiplications(x, kernel)
+    errors = [np.sqrt(np.mean(np.square(np.float64(z) - exact))) for z in found]
+    assert errors[1] < 2 * errors[0] < 2e-6
+
+
+def test_only_where_it_is_worthwhile_and_the_same():
+    wide = ((1, 14, 14, 128), (3, 3, 128, 128))
+    assert lighter(convolution, *wide).count("dot_general") == 16
+    for names in (
+        lighter(convolution, *wide, dtype=jnp.float64),
+        lighter(convolution, *wide, dtype=jnp.bfloat16),
+        lighter(convolution, (1, 14, 14, 64), (3, 3, 64, 128)),
+        lighter(convolution, (1, 8, 8, 128), (3, 3, 128, 128)),
+        lighter(convolution, (1, 14, 14, 128), (3, 5, 128, 128)),
+        lighter(lambda x, w: convolution(x, w, feature_group_count=2), (1, 14, 14, 256), (3, 3, 128, 256)),
+        lighter(lambda x, w: convolution(x, w, rhs_dilation=(2, 2)), *wide),
+        lighter(lambda x, w: convolution(x, w, padding=[(1, 1), (1, 1)], lhs_dilation=(2, 2)), *wide),
+        lighter(lambda x, w: jax.lax.conv_general_dilated(x, w, (2, 2), "SAME", dimension_numbers=NHWC), *wide),
+        lighter(lambda x, w: convolution(x, w, precision="highest"), *wide),
+    ):
+        assert names == ["conv_general_dilated"]
+
+
+@pytest.mark.parametrize("rule", [rules.Epsilon(), rules.ZPlus()], ids=str)
+def test_prepared_relevance_is_the_same_with_fewer_operations(rule):
+    rng = np.random.default_rng(0)
+    params = [(rng.normal(size=(3, 3, 128, 128)) / 24).astype(np.float32) for _ in range(2)]
+    x = np.abs(rng.normal(size=(2, 12, 12, 128))).astype(np.float32)
+
+    def fn(params, x):
+        for kernel in params:
+            x = jax.nn.relu(convolution(x, kernel))
+        return x.mean((1, 2))
+
+    explain = lrp_jax.lrp(fn, rule)
+    expected, ready = explain(params, x), explain.prepare(params, x)
+    np.testing.assert_allclose(ready(x), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+    def operations(ready):
+        return jax.jit(lambda ready, x: ready(x)).lower(ready, x).compile().cost_analysis()["flops"]
+
+    with jax.default_matmul_precision("highest"):
+        exact = explain.prepare(params, x)
+        assert operations(ready) < 0.6 * operations(exact)
+    np.testing.assert_allclose(exact(x), expected, rtol=0, atol=2e-6 * np.abs(expected).max())
