@@ -1,5 +1,6 @@
 """Pictures of relevance, on matplotlib axes and figures. Nothing here shows a window."""
 
+import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,15 @@ SCALES = ("each", "column", "all")
 
 LOSS_COLOURS = ("#c44e52", "#dd8452", "#8c8c8c", "#937860", "#8172b3")
 DPI, CAPTION = 150, "caption"
+
+
+class Picture(Figure):
+    """A figure that notebooks show by themselves."""
+
+    def _repr_png_(self) -> bytes:
+        with io.BytesIO() as file:
+            self.savefig(file, format="png", dpi=72)
+            return file.getvalue()
 
 
 def pixels(relevance: Any, part: str = "both") -> np.ndarray:
@@ -155,7 +165,7 @@ def table(
         }
     sizes = [_size(cell.content) for row in rows for cell in row if cell]
     height = min(max(2.95 * h / w for w, h in sizes), 6.0) + 0.4
-    figure = Figure(figsize=(3.5 * columns + 0.2, height * len(rows) + 0.3), layout="constrained", dpi=DPI)
+    figure = Picture(figsize=(3.5 * columns + 0.2, height * len(rows) + 0.3), layout="constrained", dpi=DPI)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for i, j in np.ndindex(axes.shape):
         ax: Any = axes[i, j]
@@ -231,10 +241,10 @@ def layers(
     Returns:
         The figure, not attached to any window.
     """
-    score = float(np.sum(list(relevances.values())[-1], dtype=np.float64))
+    found = [(name, np.asarray(R, np.float64)) for name, R in relevances.items()]
+    score = found[-1][1].sum()
     cells = [Cell(photo, "what the network saw")]
-    for name, R in reversed(list(relevances.items())):
-        R = np.asarray(R, np.float64)
+    for name, R in reversed(found):
         cells.append(Cell(_plane(R), f"{name}, {'x'.join(map(str, R.shape))}\n{_share(R.sum(), score)} of the score"))
     return table([cells[i : i + columns] for i in range(0, len(cells), columns)], caption, **style)
 

@@ -63,7 +63,9 @@ def lrp(
 
         `explain.prepare(*args)` computes once what depends on the other arguments alone, such as modified weights, and
         returns `ready(x, target=None, relevance=None)`, a pytree, for calls of the same shapes; if `target` counts
-        several, or `relevance` is given, `prepare` takes such a one, too.
+        several, or `relevance` is given, `prepare` takes such a one, too. On CPUs wide convolutions by 3x3 in float32
+        then take fewer multiplications, with rounding errors as small, unless
+        `jax.default_matmul_precision("highest")` asks for them as they stand.
 
     Raises (on the first call for each set of shapes):
         UncoveredOpError: relevance would have to pass an operation without a rule.

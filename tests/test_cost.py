@@ -51,6 +51,18 @@ def test_operations_and_memory(network, gradient, composite, layers, most, memor
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "most"), [("epsilon", 0.58), ("epsilon_gamma_box", 0.87), ("epsilon_plus_flat", 0.86)]
+)
+def test_prepared_for_cpus_it_takes_fewer_operations(network, gradient, name, most):
+    apply, params, x = network
+    ready = jax.eval_shape(lrp_jax.lrp(apply, COSTS[name][0]).prepare, params, x)
+    operations, temporary = costs(lambda ready, x: ready(x), ready, x)
+    assert operations / gradient[0] <= most
+    assert temporary / gradient[1] <= 1.2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("rule", "shared"), [(rules.Epsilon(), 1), (rules.Gamma(), 2)], ids=["epsilon", "gamma"])
 def test_classes_share_all_that_does_not_depend_on_them(rule, shared):
     """T classes cost `shared` + T forward passes."""
