@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from lrp_jax import cli
+from lrp_jax.cli import _explain
 from lrp_jax.models.vgg16_imagenette import MODEL
 
 CASTLE = Path(__file__).parents[1] / "examples" / "castle.jpg"
@@ -63,6 +64,21 @@ def test_several_photographs_several_classes_and_faults_between(tmp_path, capsys
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("top", [1, 2])
+def test_more_photographs_than_a_batch_are_explained_alike(tmp_path, capsys, top):
+    pixels = np.random.default_rng(0).integers(0, 256, (_explain.BATCH + 2, 28, 28), np.uint8)
+    photos = [tmp_path / f"{i}.png" for i in range(len(pixels))]
+    for photo, digit in zip(photos, pixels, strict=True):
+        Image.fromarray(digit).save(photo)
+    options = ("--model", "mnist_cnn", "--top", top, "--json", "--out", tmp_path, "--overwrite")
+    code, out, _ = run(capsys, "explain", *photos, *options)
+    assert code == 0
+    alone = [json.loads(run(capsys, "explain", photo, *options)[1])[0] for photo in (photos[0], photos[-1])]
+    for found, expected in zip(json.loads(out)[:: len(photos) - 1], alone, strict=True):
+        for a, b in zip(found["classes"], expected["classes"], strict=True):
+            assert (a["class"], a["relevance"]) == (b["class"], pytest.approx(b["relevance"], rel=1e-4))
+
+
 def test_the_given_class_is_explained_from_any_working_folder(tmp_path):
     command = [sys.executable, "-m", "lrp_jax", "explain", str(CASTLE), "--target", "golf ball"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)

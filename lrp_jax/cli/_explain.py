@@ -1,5 +1,6 @@
 """The commands `lrp-jax explain` and `lrp-jax check`: why does the network see that in my photograph?"""
 
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -109,6 +110,7 @@ def _relevances(model, photos: Sequence[Photo], target: int | None, options) -> 
 
     params, top = params_of(model, options.weights), options.top
     explain = lrp_jax.lrp(model.apply, model.composites[options.composite](), value=True)
+    explained = functools.partial(explain, params)
     logits_of = jax.jit(model.apply)
     places_of = jax.jit(model.class_map) if options.size and model.has_class_map else None
     size = 1 if options.size else min(BATCH, len(photos))
@@ -117,13 +119,16 @@ def _relevances(model, photos: Sequence[Photo], target: int | None, options) -> 
             batch = photos[start : start + size]
             x = np.stack([model.preprocessing.normalize(photo.crop) for photo in batch])
             x = np.concatenate([x, np.zeros((size - len(batch), *x.shape[1:]), x.dtype)])
+            targets: Any = target
+            if top > 1:
+                targets = np.argsort(-np.asarray(logits_of(params, x)), axis=-1)[:, :top].T
+            if start == 0 and len(photos) > size > 1:
+                explained = explain.prepare(params, x, target=targets)  # pyright: ignore[reportFunctionMemberAccess]
+            logits, relevance = explained(x, target=targets)
             if top == 1:
-                logits, relevance = explain(params, x, target=target)
                 relevance = relevance[None]
-                order = np.argmax(logits, axis=-1)[:, None] if target is None else np.full((size, 1), target)
-            else:
-                order = np.argsort(-np.asarray(logits_of(params, x)), axis=-1)[:, :top]
-                logits, relevance = explain(params, x, target=order.T)
+                targets = np.argmax(logits, axis=-1)[None] if target is None else np.full((1, size), target)
+            order = targets.T
             from lrp_jax import plot  # noqa: F401  takes a while, and so does what is computed meanwhile
 
             places = np.asarray(places_of(params, x)) if places_of else None
