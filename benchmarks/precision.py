@@ -22,7 +22,7 @@ PRECISIONS = {"float32": "float32", "float32, prepared": "float32", "TF32": "flo
 
 
 def tf32(fn: Callable) -> Callable:
-    """The function in float32, but with the factors of all its products and convolutions rounded to TF32."""
+    """The function in float32, but with the factors of its products and convolutions, outside loops, in TF32."""
 
     @jax.jit
     def rounded(*args, **options):
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("photos", nargs="+", metavar="PHOTO")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_platforms", "cpu")  # where float32 is float32
     model = models.load(models.DEFAULT)
     cuts = [model.preprocessing.cut(images.read(photo)) for photo in options.photos]
     photos = [model.preprocessing.normalize(cut)[None].astype(np.float64) for cut in cuts]

@@ -19,11 +19,11 @@ def halves(fn: Callable) -> Callable[..., tuple[Callable[[Any], Any], Callable[.
     """`halves(fn)(known, *others)` is `split(fn, known, *others)`, compiled, and the same again for the same shapes."""
     made: dict[Any, tuple[Callable, Callable]] = {}
 
-    def of(known, *others):
+    def of(known, *others, lighter):
         leaves, tree = jax.tree.flatten((known, others))
-        key = _compat.context(), tree, *(signature(v) for v in leaves)
+        key = _compat.context(), lighter, tree, *(signature(v) for v in leaves)
         if key not in made:
-            first, second = split(fn, known, *others)
+            first, second = split(fn, known, *others, lighter=lighter)
             made[key] = jax.jit(first), jax.jit(second)
         return made[key]
 
@@ -36,21 +36,23 @@ def signature(value: Any) -> tuple[Any, ...]:
     return jnp.shape(value), jnp.result_type(value), weak
 
 
-def split(fn: Callable, known: Any, *others: Any) -> tuple[Callable[[Any], Any], Callable[..., Any]]:
+def split(
+    fn: Callable, known: Any, *others: Any, lighter: bool = False
+) -> tuple[Callable[[Any], Any], Callable[..., Any]]:
     """A function in two: `fn(known, *others) = second(first(known), *others)`, `first` doing all it can.
 
     What only makes arrays larger, such as a broadcast, is done again by `second`, which also does what does not depend
-    on `known` at all. On CPUs, kernels of convolutions are laid out as these want them, and wide convolutions with
-    kernels of 3x3 take fewer multiplications (`_winograd`).
+    on `known` at all. On CPUs, kernels of convolutions are laid out as these want them.
 
     Args:
         fn: any function of trees of arrays.
         known, others: arrays or `jax.ShapeDtypeStruct`s that say what it is called with.
+        lighter: whether, on CPUs, wide convolutions by 3x3 take fewer multiplications (`_winograd`).
     """
     closed, shape = jax.make_jaxpr(fn, return_shape=True)(known, *others)
     inputs, ops = [Value(aval) for aval in closed.in_avals], []
     results = _trace.flatten(closed.jaxpr, closed.consts, inputs, ops)
-    if on_cpu := jax.default_backend() == "cpu":
+    if (on_cpu := jax.default_backend() == "cpu") and lighter:
         ops = _winograd.lighter(ops)
     given, rest = inputs[: (count := len(jax.tree.leaves(known)))], inputs[count:]
     early, late = _divided(ops, set(given), results)

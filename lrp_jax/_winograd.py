@@ -16,8 +16,10 @@ def lighter(ops: Iterable[Op]) -> list[Op]:
     """The same operations, but wide convolutions with four multiplications for nine.
 
     Each tile of 2x2 outputs is `A^T [(G g G^T) * (B^T d B)] A` of its 4x4 inputs d and the kernel g. As B, G and A are
-    but halves and ones, errors of rounding are those of the convolution; and as each output is made of its own inputs
-    alone, one that sees only zeros is exactly zero, so that its relevance is dropped, as it is to be.
+    but halves and ones, rounding errors are as small as those of the convolution, measured by the largest summands.
+    An output is made of its own inputs alone, so that it is exactly zero where those are. It is not where but the
+    kernel is zero: a sum of summands of one sign keeps its relative precision only in the convolution itself, and
+    rules that divide by such sums, `rounds_well` says which, must keep that.
 
     Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks", F(2x2, 3x3).
     """
@@ -44,17 +46,21 @@ def _append(ops: list[Op], fn: Callable, inputs: list[Value], origin: Op) -> lis
 
 def _worthwhile(op: Op) -> bool:
     """Whether it is a convolution by 3x3, wide enough for what it saves to exceed what tiles cost, as measured."""
-    if op.name != "conv_general_dilated" or op.output.aval.dtype != jnp.float32:
+    if op.name != "conv_general_dilated" or {v.aval.dtype for v in (*op.inputs, op.output)} != {np.dtype("float32")}:
         return False
     params, kernel = op.eqn.params, op.inputs[1].aval.shape
     out, into, *places = params["dimension_numbers"].rhs_spec
     steps = {*params["window_strides"], *params["lhs_dilation"], *params["rhs_dilation"]}
     groups = {params["feature_group_count"], params["batch_group_count"]}
-    exact = params["precision"] is not None and jax.lax.Precision.HIGHEST in params["precision"]
-    if steps | groups != {1} or [kernel[place] for place in places] != [3, 3] or exact:
+    if steps | groups != {1} or [kernel[place] for place in places] != [3, 3] or _is_asked_for(params["precision"]):
         return False
     inputs, features = kernel[into], kernel[out]
     return inputs * features >= 64 * (inputs + features) and op.output.aval.size >= 128 * features
+
+
+def _is_asked_for(precision: Any) -> bool:
+    """Whether the convolution is to be computed just so: in the highest precision, or by a certain algorithm."""
+    return precision is not None and (not isinstance(precision, tuple) or jax.lax.Precision.HIGHEST in precision)
 
 
 def halves(params: dict[str, Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -76,7 +82,7 @@ def halves(params: dict[str, Any]) -> tuple[Callable[..., Any], Callable[..., An
         rows = [_of_products(*products[i : i + 4]) for i in range(0, 16, 4)]
         columns = [_of_products(*column) for column in zip(*rows, strict=True)]
         z = jnp.stack([jnp.stack(column, axis=2) for column in columns], axis=4)  # (N, tiles, 2, tiles, 2, features)
-        z = z.reshape(len(z), 2 * z.shape[1], 2 * z.shape[3], -1)[:, : sizes[0], : sizes[1]]
+        z = z.reshape(len(z), 2 * z.shape[1], 2 * z.shape[3], z.shape[5])[:, : sizes[0], : sizes[1]]
         return z.transpose(np.argsort(_last(result)))
 
     return filtering, convolution

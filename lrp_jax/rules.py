@@ -124,6 +124,11 @@ class LinearRule(Brief):
         """Whether an input of zero gets no relevance."""
         return not self.fills and self.bias != "share"
 
+    @property
+    def rounds_well(self) -> bool:
+        """Whether rounding its sums as a whole, not each summand, does no harm: see `_winograd`."""
+        return True
+
     def with_bias(self, modified: Any, params: Any) -> Any:
         """Modified parameters with the bias that the rule's policy gives them."""
         match self.bias:
@@ -234,6 +239,7 @@ class AlphaBeta(LinearRule):
         conserve: where one side of an output is empty, the other gets all of its relevance; else that is lost.
         nonnegative: promises that no input is negative, which halves the passes: the sides are a w+ and a w-, and
             that is another rule if the promise is false.
+        relevant_above_zero: promises that outputs <= 0 carry no relevance, so that sums may be rounded as a whole.
 
     Bach et al. 2015, eq. 60.
     """
@@ -242,6 +248,7 @@ class AlphaBeta(LinearRule):
     beta: float = 1.0
     conserve: bool = False
     nonnegative: bool = False
+    relevant_above_zero: bool = dataclasses.field(default=False, kw_only=True, repr=False)
 
     def __post_init__(self):
         super().__post_init__()
@@ -263,6 +270,16 @@ class AlphaBeta(LinearRule):
         return found if self._known and self.beta == 0 else add(found, self.steps(layer, inhibit, -self.beta * R))
 
     @property
+    def rounds_well(self) -> bool:
+        """Only where an output's relevance is at most a multiple of its excitation.
+
+        Weights clipped to zero make sums of exactly zero, or tiny ones, of large inputs; what a rounding error makes of
+        them must not meet relevance.
+        """
+        alone = self._known and self.beta == 0 and not self.conserve
+        return alone and self.bias == "absorb" and self.relevant_above_zero
+
+    @property
     def _known(self) -> bool:
         """Whether the factors are numbers, not arrays that are traced."""
         return isinstance(self.alpha, int | float) and isinstance(self.beta, int | float)
@@ -277,7 +294,8 @@ class AlphaBeta(LinearRule):
         return to_excite, to_inhibit
 
     def assuming(self, *, nonnegative, relevant_above_zero):
-        return dataclasses.replace(self, nonnegative=self.nonnegative or nonnegative)
+        known = self.nonnegative or nonnegative
+        return dataclasses.replace(self, nonnegative=known, relevant_above_zero=relevant_above_zero)
 
 
 @dataclasses.dataclass(frozen=True)

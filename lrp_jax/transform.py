@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrp_jax import _compat, _plan, _prepare, _trace, outputs, rules
-from lrp_jax._steps import Step
+from lrp_jax._steps import MARKED, Step
 from lrp_jax._trace import Op
 from lrp_jax.composites import as_composite
 
@@ -64,8 +64,9 @@ def lrp(
         `explain.prepare(*args)` computes once what depends on the other arguments alone, such as modified weights, and
         returns `ready(x, target=None, relevance=None)`, a pytree, for calls of the same shapes; if `target` counts
         several, or `relevance` is given, `prepare` takes such a one, too. On CPUs wide convolutions by 3x3 in float32
-        then take fewer multiplications, with rounding errors as small, unless
-        `jax.default_matmul_precision("highest")` asks for them as they stand.
+        then take fewer multiplications and more memory, with rounding errors as small; they stay as they are where a
+        rule needs it (LRP-alpha-beta with beta > 0, for one), where rules of your own see convolutions, and under
+        `jax.default_matmul_precision("highest")`.
 
     Raises (on the first call for each set of shapes):
         UncoveredOpError: relevance would have to pass an operation without a rule.
@@ -109,15 +110,21 @@ def lrp(
             raise ValueError("prepare would undo what remat=True does; use the one or the other.")
         args = list(arrange(args))
         target = check(args, argnum, target, relevance)
-        aval = _trace.trace(fn, args, argnum).output.aval
+        plan = _plan.make_plan(_trace.trace(fn, args, argnum), composite)
+        aval = plan.graph.output.aval
         logits = jax.ShapeDtypeStruct(aval.shape, aval.dtype)
         begin = _begin(target, relevance, logits)
         x = args.pop(argnum % len(args))
-        first, second = halves(args, x, *begin)
+        first, second = halves(args, x, *begin, lighter=_rounds_well(plan))
         return Prepared(first(args), second, _signature(x, begin), logits)
 
     explain.prepare = prepare  # pyright: ignore[reportFunctionMemberAccess]
     return explain
+
+
+def _rounds_well(plan: _plan.Plan) -> bool:
+    """Whether the rules of all convolutions do; of rules and layers that users wrote, it is not known."""
+    return all(getattr(step.rule, "rounds_well", False) for step in plan.steps if step.kind in ("conv", MARKED))
 
 
 @jax.tree_util.register_dataclass

@@ -1,5 +1,6 @@
 """Pictures: colours, scales, parts, layout; and a few that must not drift, with a tolerance."""
 
+import io
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -181,6 +182,12 @@ def tables():
         "negative": plot.table([[plot.Cell(relevance, "against", photo), None]], part="negative", percentile=90),
         "layers": plot.layers(photo, {"conv": relevance, "fc": np.linspace(-1, 1, 50), "output": np.eye(3)[0] * 9}),
     }  # fmt: skip
+
+
+def test_notebooks_show_pictures_by_themselves():
+    figure = plot.explanation(Image.new("RGB", (8, 8)), [np.eye(8)[..., None]], ["costs $5"])
+    with Image.open(io.BytesIO(figure._repr_png_())) as picture:
+        assert (picture.format, picture.width) == ("PNG", 518)
 
 
 @pytest.mark.parametrize("name", ["table", "positive", "negative", "layers"])

@@ -7,6 +7,7 @@ import pytest
 
 import lrp_jax
 from lrp_jax import _trace, _winograd, rules
+from lrp_jax.composites import kind
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 PADDINGS = ("SAME", "VALID", ((0, 2), (3, 1)), ((2, 0), (0, 5)), ((-1, 2), (0, -2)))
@@ -79,6 +80,9 @@ def test_only_where_it_is_worthwhile_and_the_same():
         lighter(lambda x, w: convolution(x, w, padding=[(1, 1), (1, 1)], lhs_dilation=(2, 2)), *wide),
         lighter(lambda x, w: jax.lax.conv_general_dilated(x, w, (2, 2), "SAME", dimension_numbers=NHWC), *wide),
         lighter(lambda x, w: convolution(x, w, precision="highest"), *wide),
+        lighter(lambda x, w: convolution(x, w, precision=jax.lax.DotAlgorithmPreset.F32_F32_F32), *wide),
+        lighter(lambda x, w: convolution(x, w, preferred_element_type=jnp.float32), *wide, dtype=jnp.bfloat16),
+        lighter(lambda x, w: convolution(x, w, preferred_element_type=jnp.float32), *wide, dtype=jnp.int8),
     ):
         assert names == ["conv_general_dilated"]
 
@@ -105,3 +109,41 @@ def test_prepared_relevance_is_the_same_with_fewer_operations(rule):
         exact = explain.prepare(params, x)
         assert operations(ready) < 0.6 * operations(exact)
     np.testing.assert_allclose(exact(x), expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        rules.ZPlus(),
+        rules.ZPlus(bias="ignore", eps=0.0),
+        rules.AlphaBeta(eps=1e-9),
+        rules.AlphaBeta(conserve=True),
+        rules.Gamma(),
+        rules.Epsilon(),
+    ],
+    ids=str,
+)
+def test_sums_that_are_zero_by_their_weights_meet_no_relevance(rule):
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(3, 3, 128, 128)) / 24
+    x = np.zeros((1, 14, 14, 128))
+    x[0, 6, 6:8, :3] = 10 * rng.random((2, 3))  # few inputs, so that many outputs see weights of one sign alone
+    explain = lrp_jax.lrp(lambda kernel, x: jax.nn.relu(convolution(x, kernel)).mean((1, 2)), rule)
+    exact = explain(kernel, x)
+    kernel, x = kernel.astype(np.float32), x.astype(np.float32)
+    found = explain.prepare(kernel, x)(x)
+    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-5 * np.abs(exact).max())
+    np.testing.assert_allclose(found.sum(), exact.sum(), rtol=1e-5)
+
+
+def test_rules_that_need_it_see_convolutions_as_they_are():
+    class Own:
+        def __call__(self, layer, a, params, R):
+            return rules.Epsilon()(layer, a, params, R)
+
+    x, kernel = np.ones((1, 14, 14, 128), np.float32), np.ones((3, 3, 128, 128), np.float32)
+    fn = lambda kernel, x: jax.nn.relu(convolution(x, kernel)).mean((1, 2))
+    cases = (Own(), False), (rules.AlphaBeta(), False), (rules.ZPlus(bias="ignore"), False), (rules.ZPlus(), True)
+    for rule, lighter in cases:
+        ready = lrp_jax.lrp(fn, [(kind("conv"), rule)]).prepare(kernel, x)
+        assert ("dot_general" in str(jax.make_jaxpr(ready)(x))) == lighter
