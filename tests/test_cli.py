@@ -79,6 +79,7 @@ def test_more_photographs_than_a_batch_are_explained_alike(tmp_path, capsys, top
             assert (a["class"], a["relevance"]) == (b["class"], pytest.approx(b["relevance"], rel=1e-4))
 
 
+@pytest.mark.slow
 def test_the_given_class_is_explained_from_any_working_folder(tmp_path):
     command = [sys.executable, "-m", "lrp_jax", "explain", str(CASTLE), "--target", "golf ball"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)

@@ -28,7 +28,7 @@ def test_they_were_saved_with_their_outputs(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_they_run(path):
-    """In a process of its own, where a cell's last line is the result that a notebook shows."""
+    """As scripts, each in a process of its own, with settings of its own."""
     code = "\n\n".join("".join(cell["source"]) for cell in code_of(path))
     env = os.environ | {"MPLBACKEND": "Agg", "XLA_FLAGS": ""}
     command = [sys.executable, "-W", "error::UserWarning", "-c", code]
