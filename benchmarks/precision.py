@@ -26,9 +26,7 @@ def tf32(fn: Callable) -> Callable:
 
     @jax.jit
     def rounded(*args, **options):
-        closed = jax.make_jaxpr(functools.partial(fn, **options))(*args)
-        inputs, ops = [_trace.Value(aval) for aval in closed.in_avals], []
-        (result,) = _trace.flatten(closed.jaxpr, closed.consts, inputs, ops)
+        inputs, ops, (result,), _ = _trace.operations(functools.partial(fn, **options), *args)
         env = dict(zip(inputs, jax.tree.leaves(args), strict=True))
         for op in ops:
             read = _trace.reader(env)

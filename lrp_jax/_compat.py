@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 from jax._src import config, source_info_util
 from jax._src.core import JaxprEqn, Literal  # jax.extend.core would import Pallas first, slower than all of lrp_jax
 
@@ -28,7 +27,7 @@ __all__ = [
     "opened",
     "scan_arguments",
     "source_line",
-    "zeros",
+    "varying",
 ]
 
 MARK = "lrp_layer_"
@@ -104,8 +103,7 @@ def source_line(eqns: Sequence[JaxprEqn]) -> str:
     return next((f"{f.file_name}:{f.start_line} ({f.function_name})" for f in [*own, *frames]), "an unknown line")
 
 
-def zeros(aval: Any) -> jax.Array:
-    """Zeros that vary over the mesh axes that `aval` varies over, so that none of their cotangents is summed."""
-    array = jnp.zeros(aval.shape, aval.dtype)
+def varying(array: jax.Array, aval: Any) -> jax.Array:
+    """A constant array as one that varies over the mesh axes that `aval` varies over."""
     axes = tuple(aval.manual_axis_type.varying)
     return jax.lax.pcast(array, axes, to="varying") if axes else array

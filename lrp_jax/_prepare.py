@@ -1,6 +1,7 @@
 """A function split in two: what depends on some of its arguments alone, and the rest."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,23 +12,30 @@ import jax.numpy as jnp
 from lrp_jax import _compat, _trace, _winograd
 from lrp_jax._trace import Op, Value
 
-_GROWING = frozenset({"broadcast_in_dim", "convert_element_type", "pad", "concatenate", "reshape", "transpose"})
-"""Operations that are cheaper done again than their larger result is kept."""
+_CHEAP = frozenset({
+    "broadcast_in_dim", "convert_element_type", "pad", "concatenate", "reshape", "transpose", "squeeze", "expand_dims",
+    "add", "sub", "mul", "neg", "abs", "max", "min", "sign", "select_n", "gt", "lt", "ge", "le", "eq", "ne", "and",
+    "or", "not",
+})  # fmt: skip
+"""Operations that are done again rather than that a result larger than what it is made of is kept."""
+
+_COSTLY = frozenset({"conv_general_dilated", "dot_general"})
+"""Operations worth doing once even if they depend on nothing at all."""
 
 
-def halves(fn: Callable) -> Callable[..., tuple[Callable[[Any], Any], Callable[..., Any]]]:
-    """`halves(fn)(known, *others)` is `split(fn, known, *others)`, compiled, and the same again for the same shapes."""
-    made: dict[Any, tuple[Callable, Callable]] = {}
+def by_shapes(fn: Callable) -> Callable:
+    """The function, called once for arguments of the same shapes and types, under the same settings of JAX."""
+    made: dict[Any, Any] = {}
 
-    def of(known, *others, lighter):
-        leaves, tree = jax.tree.flatten((known, others))
-        key = _compat.context(), lighter, tree, *(signature(v) for v in leaves)
+    @functools.wraps(fn)
+    def remembered(*args):
+        leaves, tree = jax.tree.flatten(args)
+        key = _compat.context(), tree, *(signature(v) for v in leaves)
         if key not in made:
-            first, second = split(fn, known, *others, lighter=lighter)
-            made[key] = jax.jit(first), jax.jit(second)
+            made[key] = fn(*args)
         return made[key]
 
-    return of
+    return remembered
 
 
 def signature(value: Any) -> tuple[Any, ...]:
@@ -41,17 +49,16 @@ def split(
 ) -> tuple[Callable[[Any], Any], Callable[..., Any]]:
     """A function in two: `fn(known, *others) = second(first(known), *others)`, `first` doing all it can.
 
-    What only makes arrays larger, such as a broadcast, is done again by `second`, which also does what does not depend
-    on `known` at all. On CPUs, kernels of convolutions are laid out as these want them.
+    What only makes arrays larger, such as a broadcast, is done again by `second`, which also does what depends on
+    nothing at all, but for convolutions and products. On CPUs, kernels of convolutions are laid out as these want them.
 
     Args:
         fn: any function of trees of arrays.
         known, others: arrays or `jax.ShapeDtypeStruct`s that say what it is called with.
         lighter: whether, on CPUs, wide convolutions by 3x3 take fewer multiplications (`_winograd`).
     """
-    closed, shape = jax.make_jaxpr(fn, return_shape=True)(known, *others)
-    inputs, ops = [Value(aval) for aval in closed.in_avals], []
-    results = _trace.flatten(closed.jaxpr, closed.consts, inputs, ops)
+    inputs, ops, results, tree = _trace.operations(fn, known, *others)
+    ops = _once(ops)
     if (on_cpu := jax.default_backend() == "cpu") and lighter:
         ops = _winograd.lighter(ops)
     given, rest = inputs[: (count := len(jax.tree.leaves(known)))], inputs[count:]
@@ -75,34 +82,68 @@ def split(
     def second(values, *others):
         env = dict(zip(crossing, values, strict=True)) | dict(zip(rest, jax.tree.leaves(others), strict=True))
         read = _trace.reader(_trace.run(late, env))
-        return jax.tree.unflatten(jax.tree.structure(shape), list(map(read, results)))
+        return jax.tree.unflatten(tree, list(map(read, results)))
 
     return first, second
 
 
-def _divided(ops: list[Op], known: set[Value], results: list[Value]) -> tuple[list[Op], list[Op]]:
-    """The operations on known values, and the others with those among the former that are done again."""
-    early, late = [], []
+def _once(ops: list[Op]) -> list[Op]:
+    """The same operations, but what is alike for all examples is convolved for one of them."""
+    done: list[Op] = []
+    filled: dict[Value, Op] = {}
     for op in ops:
-        if known.intersection(op.inputs) and all(v in known or v.array is not None for v in op.inputs):
+        if op.name == "broadcast_in_dim":
+            filled[op.output] = op
+        if op.name == "conv_general_dilated" and (maker := filled.get(op.inputs[0])) and _alike(maker, op):
+            _trace.substitute(done, functools.partial(_of_one, op), op.inputs, op)
+        else:
+            done.append(op)
+    return done
+
+
+def _alike(filled: Op, convolution: Op) -> bool:
+    """Whether several examples are convolved, and are alike because a broadcast made them."""
+    axis = convolution.eqn.params["dimension_numbers"].lhs_spec[0]
+    if filled.output.aval.shape[axis] == 1 or convolution.eqn.params["batch_group_count"] > 1:
+        return False
+    sizes = dict(zip(filled.eqn.params["broadcast_dimensions"], filled.inputs[0].aval.shape, strict=True))
+    return sizes.get(axis, 1) == 1
+
+
+def _of_one(op: Op, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    x = jax.lax.slice_in_dim(x, 0, 1, axis=op.eqn.params["dimension_numbers"].lhs_spec[0])
+    return jnp.broadcast_to(op.of(x, kernel), op.output.aval.shape)
+
+
+def _divided(ops: list[Op], known: set[Value], results: list[Value]) -> tuple[list[Op], list[Op]]:
+    """The operations on known values, and the others with those among the former that are done again.
+
+    What depends on nothing is among both.
+    """
+    fixed, early, late = [], [], []
+    costs: dict[Value, float] = {v: _size(v) for v in known}  # bytes of what cheap operations make a value of
+    for op in ops:
+        given = {v for v in op.inputs if v.array is None}
+        if not costs.keys() >= given:
+            late.append(op)
+        elif known.isdisjoint(given) and op.name not in _COSTLY:
+            fixed.append(op)
+            costs |= dict.fromkeys(op.outputs, 0)
+        else:
             early.append(op)
             known.update(op.outputs)
-        else:
-            late.append(op)
+            cheap = sum(costs[v] for v in given) if op.name in _CHEAP else math.inf
+            costs |= {v: min(_size(v), cheap) for v in op.outputs}
     needed, again = {*results, *(v for op in late for v in op.inputs)}, []
     for op in reversed(early):
-        if (
-            op.name in _GROWING
-            and not needed.isdisjoint(op.outputs)
-            and _size(op.outputs) > _size(v for v in op.inputs if v in known)
-        ):
+        if any(v in needed and costs[v] < _size(v) for v in op.outputs):
             needed.update(op.inputs)
             again.append(op)
-    return early, again[::-1] + late
+    return fixed + early, fixed + again[::-1] + late
 
 
-def _size(values) -> int:
-    return sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in values)
+def _size(value: Value) -> int:
+    return math.prod(value.aval.shape) * value.aval.dtype.itemsize
 
 
 def _order(op: Op) -> tuple[int, ...]:

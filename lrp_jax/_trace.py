@@ -221,6 +221,26 @@ def _paths(arg) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path in keys]
 
 
+def operations(fn: Callable, *args: Any) -> tuple[list[Value], list[Op], list[Value], Any]:
+    """A function's inputs, operations and results for arguments like these, and the structure of what it returns."""
+    closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
+    inputs, ops = [Value(aval) for aval in closed.in_avals], []
+    results = flatten(closed.jaxpr, closed.consts, inputs, ops)
+    return inputs, ops, results, jax.tree.structure(shape)
+
+
+def append(ops: list[Op], fn: Callable, inputs: list[Value], place: Op) -> list[Value]:
+    """Appends the operations of a function of these values, in the place of one operation; returns its results."""
+    closed = jax.make_jaxpr(fn)(*(v.aval for v in inputs))
+    return flatten(closed.jaxpr, closed.consts, inputs, ops, place.calls)
+
+
+def substitute(ops: list[Op], fn: Callable, inputs: list[Value], op: Op) -> None:
+    """Appends the operations of a function of these values that makes what the given operation makes."""
+    append(ops, fn, inputs, op)
+    ops[-1] = dataclasses.replace(ops[-1], outputs=op.outputs)
+
+
 def flatten(jaxpr, consts, inputs: list[Value], ops: list[Op], calls: tuple[Call, ...] = ()) -> list[Value]:
     """Appends the operations of a jaxpr and of all it calls to `ops`; returns its results."""
     env = dict(zip(jaxpr.invars, inputs, strict=True))

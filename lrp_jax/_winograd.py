@@ -1,6 +1,5 @@
 """Convolutions with kernels of 3x3 by fewer multiplications, for CPUs."""
 
-import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -30,18 +29,11 @@ def lighter(ops: Iterable[Op]) -> list[Op]:
             x, kernel = op.inputs
             filtering, convolution = halves(op.eqn.params)
             if (key := (kernel, op.eqn.params["dimension_numbers"].rhs_spec)) not in filters:
-                filters[key] = _append(done, filtering, [kernel], op)
-            _append(done, convolution, [x, *filters[key]], op)
-            done[-1] = dataclasses.replace(done[-1], outputs=op.outputs)
+                filters[key] = _trace.append(done, filtering, [kernel], op)
+            _trace.substitute(done, convolution, [x, *filters[key]], op)
         else:
             done.append(op)
     return done
-
-
-def _append(ops: list[Op], fn: Callable, inputs: list[Value], origin: Op) -> list[Value]:
-    """Appends the operations of a function, in the place of one operation; returns its results."""
-    closed = jax.make_jaxpr(fn)(*(v.aval for v in inputs))
-    return _trace.flatten(closed.jaxpr, closed.consts, inputs, ops, origin.calls)
 
 
 def _worthwhile(op: Op) -> bool:

@@ -170,6 +170,7 @@ def table(
     for i, j in np.ndindex(axes.shape):
         ax: Any = axes[i, j]
         cell = rows[i][j] if j < len(rows[i]) else None
+        ax.set(xticks=[], yticks=[])
         ax.set_axis_off()
         if cell is None:
             continue
@@ -355,10 +356,12 @@ def save(figure: Figure, file: str | Path, width: int | None = None) -> None:
         if text.get_gid() == CAPTION:  # a letter is about half as wide as high
             letters = figure.get_figwidth() * 72 / (0.55 * max(size, smallest))
             text.set_text(textwrap.fill(line, max(1, int(letters))))
-    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(Path(file).suffix.lower())
+    kind = Path(file).suffix.lower()
+    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(kind)
+    kwargs = {"compress_level": 4} if kind == ".png" else None  # 2 % larger, written in half the time
     try:
         with rc_context({"svg.hashsalt": "lrp_jax", "svg.fonttype": "path"}):
-            figure.savefig(file, dpi=dpi, metadata=metadata)
+            figure.savefig(file, dpi=dpi, metadata=metadata, pil_kwargs=kwargs)
     finally:
         for text, size, line in before:
             text.set_fontsize(size)

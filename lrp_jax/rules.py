@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from lrp_jax import _compat
 from lrp_jax._four_steps import (
     Brief,
     Layer,
@@ -492,12 +493,12 @@ class AveragePool(Brief):
 
 
 def _filled(a, value):
-    """`value` in the shape of `a`; added to zeros of `a`, so that it varies over a mesh where `a` does."""
+    """`value` in the shape of `a`, varying over a mesh where `a` does."""
 
     def fill(x):
         bound = jnp.asarray(value, x.dtype)
         try:
-            return jnp.zeros_like(x) + jnp.broadcast_to(bound, x.shape)
+            return _compat.varying(jnp.broadcast_to(bound, x.shape), jax.typeof(x))
         except ValueError:
             raise ValueError(f"ZBox bounds of shape {bound.shape} do not fit an input of shape {x.shape}.") from None
 

@@ -81,7 +81,8 @@ def lrp(
     def relevances(args, target, relevance):
         plan = _plan.make_plan(_trace.trace(fn, args, argnum), composite)
         named = [step for step in plan.steps if layers and step.named]
-        taps = OrderedDict((step.name, _compat.zeros(step.inputs[0].aval)) for step in named)
+        avals = ((step.name, step.inputs[0].aval) for step in named)
+        taps = OrderedDict((name, _compat.varying(jnp.zeros(a.shape, a.dtype), a)) for name, a in avals)
         logits, back = jax.vjp(lambda x, taps: run(plan, args, argnum, x, taps=taps, remat=remat), args[argnum], taps)
         R = start(output, logits, target, relevance)
         found, at_layers = back(R) if R.ndim == logits.ndim else jax.vmap(back)(R)  # what does not need R is shared
@@ -103,19 +104,25 @@ def lrp(
         args.insert(argnum % (len(known) + 1), x)
         return relevances(args, target, relevance)[0]
 
-    halves = _prepare.halves(whole)
+    @_prepare.by_shapes
+    def outline(*args):
+        plan = _plan.make_plan(_trace.trace(fn, args, argnum), composite)
+        aval = plan.graph.output.aval
+        return jax.ShapeDtypeStruct(aval.shape, aval.dtype), _rounds_well(plan)
+
+    @_prepare.by_shapes
+    def halves(lighter, known, *others):
+        return tuple(map(jax.jit, _prepare.split(whole, known, *others, lighter=lighter.value)))
 
     def prepare(*args, target=None, relevance=None):
         if remat:
             raise ValueError("prepare would undo what remat=True does; use the one or the other.")
         args = list(arrange(args))
         target = check(args, argnum, target, relevance)
-        plan = _plan.make_plan(_trace.trace(fn, args, argnum), composite)
-        aval = plan.graph.output.aval
-        logits = jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+        logits, lighter = outline(*args)
         begin = _begin(target, relevance, logits)
         x = args.pop(argnum % len(args))
-        first, second = halves(args, x, *begin, lighter=_rounds_well(plan))
+        first, second = halves(Static(lighter), args, x, *begin)
         return Prepared(first(args), second, _signature(x, begin), logits)
 
     explain.prepare = prepare  # pyright: ignore[reportFunctionMemberAccess]

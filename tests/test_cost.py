@@ -29,16 +29,20 @@ def network():
     return network.apply, jax.eval_shape(network.init, jax.random.key(0), x), x
 
 
-def costs(fn, *shapes):
+def costs(fn, *shapes, **options):
     """Operations, and bytes besides arguments and results."""
-    compiled = jax.jit(fn).lower(*shapes).compile()
+    compiled = jax.jit(fn).lower(*shapes).compile(compiler_options=options)
     return compiled.cost_analysis()["flops"], compiled.memory_analysis().temp_size_in_bytes
+
+
+def of_gradient(network, **options):
+    apply, params, x = network
+    return costs(jax.grad(lambda x, params: apply(params, x).max(-1).sum()), x, params, **options)
 
 
 @pytest.fixture(scope="module")
 def gradient(network):
-    apply, params, x = network
-    return costs(jax.grad(lambda x, params: apply(params, x).max(-1).sum()), x, params)
+    return of_gradient(network)
 
 
 @pytest.mark.slow
@@ -51,8 +55,21 @@ def test_operations_and_memory(network, gradient, composite, layers, most, memor
 
 
 @pytest.mark.slow
+def test_memory_where_the_compiler_is_to_spare_it(network):
+    """By default XLA for CPUs keeps much at hand, so as to compute at once what it can."""
+    apply, params, x = network
+    sparing = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+    _, usual = of_gradient(network)
+    _, gradient = of_gradient(network, **sparing)
+    assert gradient < 0.6 * usual
+    for composite in (rules.AlphaBeta(), composites.epsilon_gamma_box(-2.0, 2.0)):
+        assert costs(lrp_jax.lrp(apply, composite), params, x, **sparing)[1] <= 1.2 * gradient
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "most"), [("epsilon", 0.58), ("epsilon_gamma_box", 0.87), ("epsilon_plus_flat", 0.86)]
+    ("name", "most"),
+    [("epsilon", 0.58), ("epsilon_gamma_box", 0.86), ("epsilon_plus_flat", 0.851), ("alpha-beta", 2.52)],
 )
 def test_prepared_for_cpus_it_takes_fewer_operations(network, gradient, name, most):
     apply, params, x = network

@@ -9,6 +9,7 @@ from zoo import NETWORKS
 
 import lrp_jax
 from lrp_jax import composites, rules
+from lrp_jax.composites import kind
 
 COMPOSITES = {
     "epsilon": rules.Epsilon(),
@@ -135,3 +136,33 @@ def test_products_of_parameters_are_computed_before_even_if_they_are_large():
     a, b, x = np.ones((16, 2)), np.ones((2, 16)), np.ones((1, 16))
     count = lambda f, *args: str(jax.make_jaxpr(f)(*args)).count("dot_general")
     assert count(explain.prepare(a, b, x), x) < count(explain, a, b, x)
+
+
+def convolution(x, kernel, numbers=("NHWC", "HWIO", "NHWC")):
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+
+
+@pytest.mark.parametrize("rule", [rules.Flat(), rules.WSquare(), "box"], ids=str)
+@pytest.mark.parametrize("numbers", [("NHWC", "HWIO", "NHWC"), ("CHWN", "OIHW", "HWNC")], ids="".join)
+def test_what_is_alike_for_all_examples_is_convolved_once_for_one_of_them(rule, numbers):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(20, 6, 7, 2)), rng.normal(size=(3, 3, 2, 4))
+    x = x.transpose(["NHWC".index(axis) for axis in numbers[0]])
+    kernel = kernel.transpose(["HWIO".index(axis) for axis in numbers[1]])
+    if rule == "box":
+        shape = [2 if axis == "C" else 1 for axis in numbers[0]]
+        rule = rules.ZBox(-1, np.array([2.0, 3.0]).reshape(shape))
+
+    def fn(kernel, x):
+        z = jax.nn.relu(convolution(x, kernel, numbers))
+        return z.mean([numbers[2].index(axis) for axis in "HW"])
+
+    explain = lrp_jax.lrp(fn, [(kind("conv"), rule)])
+    relevance = rng.normal(size=jax.eval_shape(fn, kernel, x).shape)
+    ready = explain.prepare(kernel, x, relevance=relevance)
+    np.testing.assert_allclose(ready(x, relevance=relevance), explain(kernel, x, relevance=relevance), rtol=1e-12)
+    of_one = convolution(x, kernel, numbers).nbytes // 20
+    assert max(value.nbytes for value in jax.tree.leaves(ready)) <= max(of_one, kernel.nbytes)
+    operations = str(jax.make_jaxpr(lambda x: ready(x, relevance=relevance))(x))
+    count = 5 if isinstance(rule, rules.ZBox) else 2  # z, and once more of pixels, which the compiler merges; back
+    assert operations.count("conv_general_dilated[") == count

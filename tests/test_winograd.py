@@ -24,9 +24,7 @@ def convolution(x, kernel, numbers=NHWC, padding="SAME", **options):
 
 def lighter(fn, *shapes, dtype=jnp.float32):
     """The names of what a function's operations become."""
-    closed = jax.make_jaxpr(fn)(*(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes))
-    inputs, ops = [_trace.Value(aval) for aval in closed.in_avals], []
-    _trace.flatten(closed.jaxpr, closed.consts, inputs, ops)
+    _, ops, _, _ = _trace.operations(fn, *(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes))
     return [op.name for op in _winograd.lighter(ops)]
 
 

@@ -124,16 +124,17 @@ def _relevances(model, photos: Sequence[Photo], target: int | None, options) -> 
                 targets = np.argsort(-np.asarray(logits_of(params, x)), axis=-1)[:, :top].T
             if start == 0 and len(photos) > size > 1:
                 explained = explain.prepare(params, x, target=targets)  # pyright: ignore[reportFunctionMemberAccess]
-            logits, relevance = explained(x, target=targets)
+            found = explained(x, target=targets)
+            from lrp_jax import plot  # noqa: F401  takes a while, and so does what is computed meanwhile
+
+            places = np.asarray(places_of(params, x)) if places_of else None
+            logits, relevance = map(np.asarray, found)
             if top == 1:
                 relevance = relevance[None]
                 targets = np.argmax(logits, axis=-1)[None] if target is None else np.full((1, size), target)
             order = targets.T
-            from lrp_jax import plot  # noqa: F401  takes a while, and so does what is computed meanwhile
-
-            places = np.asarray(places_of(params, x)) if places_of else None
-            logits, relevance = np.asarray(logits), np.asarray(relevance)
-            shares = np.asarray(jax.nn.softmax(logits))
+            powers = np.exp(logits - logits.max(-1, keepdims=True))
+            shares = powers / powers.sum(-1, keepdims=True)
             for i, photo in enumerate(batch):
                 maps = [None if places is None else places[i, ..., c] for c in order[i]]
                 picks = zip(order[i].tolist(), relevance, maps, strict=True)

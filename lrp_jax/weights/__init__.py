@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +46,25 @@ def load(
     tensors = read(path)
     if shapes is not None:
         tensors = arrange(tensors, shapes, layouts, path, without)
-    params: Params = {}
-    for key, tensor in tensors.items():
-        *parents, leaf = key.split("/")
-        node = params
-        for name in parents:
-            node = node.setdefault(name, {})
-            if not isinstance(node, dict):
-                raise WeightsError(f"{path}: {name!r} is both a tensor and what {key!r} belongs to.")
+
+    def copied(key):
+        tensor = tensors[key]
         wanted = np.dtype(dtype) if dtype is not None and is_floating(tensor) else tensor.dtype.newbyteorder("=")
         copy = _copy(tensor, wanted)
         if not np.can_cast(tensor.dtype, wanted) and not is_finite(copy):
             raise WeightsError(f"{path}: {key} holds numbers too large for {wanted}; keep them as {tensor.dtype}.")
-        node[leaf] = copy.reshape(tensor.shape if shapes is None else shapes[key])
+        return copy.reshape(tensor.shape if shapes is None else shapes[key])
+
+    params: Params = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for key, copy in zip(tensors, pool.map(copied, tensors), strict=True):
+            *parents, leaf = key.split("/")
+            node = params
+            for name in parents:
+                node = node.setdefault(name, {})
+                if not isinstance(node, dict):
+                    raise WeightsError(f"{path}: {name!r} is both a tensor and what {key!r} belongs to.")
+            node[leaf] = copy
     return params
 
 
