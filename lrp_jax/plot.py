@@ -356,12 +356,14 @@ def save(figure: Figure, file: str | Path, width: int | None = None) -> None:
         if text.get_gid() == CAPTION:  # a letter is about half as wide as high
             letters = figure.get_figwidth() * 72 / (0.55 * max(size, smallest))
             text.set_text(textwrap.fill(line, max(1, int(letters))))
-    kind = Path(file).suffix.lower()
-    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(kind)
-    kwargs = {"compress_level": 4} if kind == ".png" else None  # 2 % larger, written in half the time
+    written = {
+        ".svg": {"metadata": {"Date": None}},
+        ".pdf": {"metadata": {"CreationDate": None}},
+        ".png": {"pil_kwargs": {"compress_level": 4}},  # 2 % larger than by default, in half the time
+    }.get(Path(file).suffix.lower(), {})
     try:
         with rc_context({"svg.hashsalt": "lrp_jax", "svg.fonttype": "path"}):
-            figure.savefig(file, dpi=dpi, metadata=metadata, pil_kwargs=kwargs)
+            figure.savefig(file, dpi=dpi, **written)
     finally:
         for text, size, line in before:
             text.set_fontsize(size)
