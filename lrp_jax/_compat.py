@@ -24,7 +24,9 @@ __all__ = [
     "bind",
     "called",
     "context",
+    "is_explicit",
     "opened",
+    "placed",
     "scan_arguments",
     "source_line",
     "varying",
@@ -101,6 +103,19 @@ def source_line(eqns: Sequence[JaxprEqn]) -> str:
     frames = [frame for eqn in eqns for frame in source_info_util.user_frames(eqn.source_info.traceback)]
     own = [f for f in frames if not _INSTALLED.search(f.file_name) and not f.file_name.startswith(_HERE)]
     return next((f"{f.file_name}:{f.start_line} ({f.function_name})" for f in [*own, *frames]), "an unknown line")
+
+
+def is_explicit(array: jax.Array) -> bool:
+    """Whether the array is distributed over a mesh with explicit axes."""
+    return any(axis is not None for axis in jax.typeof(array).sharding.spec)
+
+
+def placed(array: jax.Array, like: jax.Array) -> jax.Array:
+    """The array distributed over a mesh with explicit axes as another is, if that has its shape."""
+    own, other = jax.typeof(array), jax.typeof(like)
+    if own.shape != other.shape or own.sharding == other.sharding:
+        return array
+    return jax.sharding.reshard(array, other.sharding)
 
 
 def varying(array: jax.Array, aval: Any) -> jax.Array:

@@ -30,11 +30,14 @@ def _to_winners(window, x, R):
     for place, value in enumerate(others, start=1):
         better = value > best
         winner, best = jnp.where(better, place, winner), jnp.where(better, value, best)
-    # each axis becomes two, windows and places in a window, and then one again
-    place = np.arange(math.prod(window), dtype=np.int32).reshape([n for w in window for n in (1, w)])
-    inner = tuple(range(1, 2 * x.ndim, 2))
+    # each pooled axis becomes two, windows and places in a window, and then one again; one after the other, as reshapes
+    # of sharded arrays must
+    pooled = [axis for axis, size in enumerate(window) if size > 1]
+    place = np.arange(math.prod(window), dtype=np.int32).reshape([n for w in window for n in (1, w)[: 1 + (w > 1)]])
+    inner = tuple(axis + 1 + i for i, axis in enumerate(pooled))
     found = jnp.where(jnp.expand_dims(winner, inner) == place, jnp.expand_dims(R, inner), jnp.zeros((), R.dtype))
-    found = found.reshape([n * w for n, w in zip(R.shape, window, strict=True)])
+    for axis in pooled:
+        found = jax.lax.collapse(found, axis, axis + 2)
     return (jnp.pad(found, [(0, n - m) for n, m in zip(x.shape, found.shape, strict=True)]),)
 
 

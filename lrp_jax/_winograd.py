@@ -74,7 +74,7 @@ def halves(params: dict[str, Any]) -> tuple[Callable[..., Any], Callable[..., An
         rows = [_of_products(*products[i : i + 4]) for i in range(0, 16, 4)]
         columns = [_of_products(*column) for column in zip(*rows, strict=True)]
         z = jnp.stack([jnp.stack(column, axis=2) for column in columns], axis=4)  # (N, tiles, 2, tiles, 2, features)
-        z = z.reshape(len(z), 2 * z.shape[1], 2 * z.shape[3], z.shape[5])[:, : sizes[0], : sizes[1]]
+        z = jax.lax.collapse(jax.lax.collapse(z, 1, 3), 2, 4)[:, : sizes[0], : sizes[1]]
         return z.transpose(np.argsort(_last(result)))
 
     return filtering, convolution

@@ -85,7 +85,7 @@ def lrp(
         taps = OrderedDict((name, _compat.varying(jnp.zeros(a.shape, a.dtype), a)) for name, a in avals)
         logits, back = jax.vjp(lambda x, taps: run(plan, args, argnum, x, taps=taps, remat=remat), args[argnum], taps)
         R = start(output, logits, target, relevance)
-        found, at_layers = back(R) if R.ndim == logits.ndim else jax.vmap(back)(R)  # what does not need R is shared
+        found, at_layers = back(R) if R.ndim == logits.ndim else _several(back, R, logits)
         at_layers[_plan.OUTPUT] = R
         found = (found, at_layers) if layers else found
         return (logits, found) if value else found, Static(logits.shape)
@@ -127,6 +127,13 @@ def lrp(
 
     explain.prepare = prepare  # pyright: ignore[reportFunctionMemberAccess]
     return explain
+
+
+def _several(back: Callable, R: jax.Array, logits: jax.Array) -> Any:
+    """`back` of each R along the first axis; what does not need R is shared."""
+    if _compat.is_explicit(logits):  # where JAX cannot vmap convolutions
+        return jax.lax.map(lambda R: back(_compat.placed(R, logits)), R)
+    return jax.vmap(back)(R)
 
 
 def _rounds_well(plan: _plan.Plan) -> bool:
@@ -298,19 +305,21 @@ def start(output: Callable, logits: jax.Array, target: Any, relevance: Any) -> j
                 f"relevance has shape {relevance.shape}; expected the logits' {logits.shape}, with an axis in front to"
                 " explain several at once."
             )
-        return relevance.astype(logits.dtype)
+        return _compat.placed(relevance.astype(logits.dtype), logits)
     _check_classes(logits)
     highest, batch = jnp.argmax(logits, axis=-1).astype(jnp.int32), logits.shape[:-1]
     if isinstance(target, Chosen):
-        target = jnp.where(target.target == HIGHEST, highest, target.target)
-    target = each(highest if target is None else jnp.asarray(target), batch)
+        chosen = _compat.placed(target.target, highest)
+        target = jnp.where(chosen == HIGHEST, highest, chosen)
+    target = _compat.placed(each(highest if target is None else jnp.asarray(target), batch), highest)
     if target.ndim > len(batch):
         return jax.vmap(lambda target: start(output, logits, target, None))(target)
     R = output(logits, target)
     if jnp.shape(R) != logits.shape:
         raise ValueError(f"output returned relevance of shape {jnp.shape(R)}; expected the logits' {logits.shape}.")
     known = (target >= 0) & (target < logits.shape[-1])
-    return jnp.where(known[..., None], R, jnp.nan).astype(logits.dtype)
+    R = jnp.where(known[..., None], _compat.placed(R, logits), jnp.nan)
+    return R.astype(logits.dtype)
 
 
 def _check_classes(logits: Any) -> None:

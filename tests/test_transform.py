@@ -1,12 +1,13 @@
 """`lrp` as a transformation: conservation, composition with JAX's own transformations, dtypes, targets, errors."""
 
+import contextlib
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from networks import cnn, cnn_params, dense, images
 
 import lrp_jax
@@ -105,6 +106,23 @@ def test_eager_is_jit_is_vmap_is_shard_map(composite):
     )
     for found in (eager, outer, mapped, jax.jit(sharded)(params, x, target)):
         np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("entered", [False, True], ids=["", "entered"])
+@pytest.mark.parametrize("axis", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("target", [None, 1, np.array([0, 2, 1, 1]), np.arange(3)[:, None]], ids=str)
+def test_batches_may_be_distributed_over_a_mesh(target, axis, entered):
+    params, x = cnn_params(), images(4)
+    explain = lrp_jax.lrp(cnn, COMPOSITES["epsilon_gamma_box"])
+    expected = explain(params, x, target=target)
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(axis,))
+    x = jax.device_put(x, NamedSharding(mesh, PartitionSpec("batch")))
+    with jax.set_mesh(mesh) if entered else contextlib.nullcontext():
+        found = explain(params, x, target=target)
+        ready = explain.prepare(params, x, target=target)(x, target=target)
+    for R in (found, ready):
+        assert len(R.sharding.device_set) == 4
+        np.testing.assert_allclose(R, expected, rtol=1e-10, atol=1e-13)
 
 
 def test_layers_in_shard_map_are_those_of_each_shard():

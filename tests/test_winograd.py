@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 import lrp_jax
 from lrp_jax import _trace, _winograd, rules
@@ -145,3 +146,14 @@ def test_rules_that_need_it_see_convolutions_as_they_are():
     for rule, lighter in cases:
         ready = lrp_jax.lrp(fn, [(kind("conv"), rule)]).prepare(kernel, x)
         assert ("dot_general" in str(jax.make_jaxpr(ready)(x))) == lighter
+
+
+def test_batches_distributed_over_a_mesh():
+    rng = np.random.default_rng(0)
+    kernel = (rng.normal(size=(3, 3, 128, 128)) / 24).astype(np.float32)
+    x = np.abs(rng.normal(size=(4, 12, 12, 128))).astype(np.float32)
+    ready = lrp_jax.lrp(lambda kernel, x: convolution(x, kernel).mean((1, 2)), rules.Gamma()).prepare(kernel, x)
+    distributed = NamedSharding(jax.make_mesh((4,), ("batch",)), PartitionSpec("batch"))
+    R = ready(jax.device_put(x, distributed))
+    assert len(R.sharding.device_set) == 4
+    np.testing.assert_allclose(R, ready(x), rtol=0, atol=1e-6 * np.abs(R).max())
