@@ -33,7 +33,7 @@ def _to_winners(window, x, R):
     # each pooled axis becomes two, windows and places in a window, and then one again; one after the other, as reshapes
     # of sharded arrays must
     pooled = [axis for axis, size in enumerate(window) if size > 1]
-    place = np.arange(math.prod(window), dtype=np.int32).reshape([n for w in window for n in (1, w)[: 1 + (w > 1)]])
+    place = np.arange(math.prod(window), dtype=np.int32).reshape(sum(((1, w) if w > 1 else (1,) for w in window), ()))
     inner = tuple(axis + 1 + i for i, axis in enumerate(pooled))
     found = jnp.where(jnp.expand_dims(winner, inner) == place, jnp.expand_dims(R, inner), jnp.zeros((), R.dtype))
     for axis in pooled:

@@ -24,13 +24,13 @@ _COSTLY = frozenset({"conv_general_dilated", "dot_general"})
 
 
 def by_shapes(fn: Callable) -> Callable:
-    """The function, called once for arguments of the same shapes and types, under the same settings of JAX."""
+    """The function, called once for arguments of the same shapes, types and explicit axes, as long as JAX is so set."""
     made: dict[Any, Any] = {}
 
     @functools.wraps(fn)
     def remembered(*args):
         leaves, tree = jax.tree.flatten(args)
-        key = _compat.context(), tree, *(signature(v) for v in leaves)
+        key = _compat.context(), tree, *((*signature(v), jax.typeof(v).sharding) for v in leaves)
         if key not in made:
             made[key] = fn(*args)
         return made[key]

@@ -120,6 +120,7 @@ def test_batches_may_be_distributed_over_a_mesh(target, axis, entered):
     with jax.set_mesh(mesh) if entered else contextlib.nullcontext():
         found = explain(params, x, target=target)
         ready = explain.prepare(params, x, target=target)(x, target=target)
+    np.testing.assert_allclose(explain.prepare(params, images(4), target=target)(images(4), target=target), expected)
     for R in (found, ready):
         assert len(R.sharding.device_set) == 4
         np.testing.assert_allclose(R, expected, rtol=1e-10, atol=1e-13)
