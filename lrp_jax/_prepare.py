@@ -50,7 +50,7 @@ def split(
     """A function in two: `fn(known, *others) = second(first(known), *others)`, `first` doing all it can.
 
     What only makes arrays larger, such as a broadcast, is done again by `second`, which also does what depends on
-    nothing at all, but for convolutions and products. On CPUs, kernels of convolutions are laid out as these want them.
+    nothing at all, but for convolutions and products. Kernels of convolutions are laid out as the device wants them.
 
     Args:
         fn: any function of trees of arrays.
@@ -59,17 +59,17 @@ def split(
     """
     inputs, ops, results, tree = _trace.operations(fn, known, *others)
     ops = _once(ops)
-    if (on_cpu := jax.default_backend() == "cpu") and lighter:
+    if lighter and jax.default_backend() == "cpu":
         ops = _winograd.lighter(ops)
     given, rest = inputs[: (count := len(jax.tree.leaves(known)))], inputs[count:]
     early, late = _divided(ops, set(given), results)
     made = {*given, *(v for op in early for v in op.outputs)} - {v for op in late for v in op.outputs}
     laid: dict[tuple[Value, tuple[int, ...]], Value] = {}  # kernels in another order of axes
     for i, op in enumerate(late):
-        if on_cpu and op.inputs[1:] and op.inputs[1] in made and (order := _order(op)):
+        if op.inputs[1:] and op.inputs[1] in made and (order := _order(op)):
             x, own = op.inputs
             kernel = laid.setdefault((own, order), Value(own.aval))
-            late[i] = dataclasses.replace(op, eqn=_for_laid_kernel(op), inputs=[x, kernel])
+            late[i] = dataclasses.replace(op, eqn=_for_laid_kernel(op, order), inputs=[x, kernel])
     made.update(laid.values())
     crossing = list(dict.fromkeys(v for op in late for v in op.inputs if v in made))
     crossing += [v for v in results if v in made and v not in crossing]
@@ -147,17 +147,19 @@ def _size(value: Value) -> int:
 
 
 def _order(op: Op) -> tuple[int, ...]:
-    """The axes of a convolution's kernel in the order (..., in, out), if they stand in another."""
+    """The axes of a convolution's kernel in the order that the device wants, if they stand in another.
+
+    Otherwise XLA brings them into it at each call: on CPUs into (..., in, out), on GPUs into (out, ..., in).
+    """
     if op.name != "conv_general_dilated":
         return ()
     out, into, *spatial = op.eqn.params["dimension_numbers"].rhs_spec
-    order = (*spatial, into, out)
-    return () if order == tuple(range(len(order))) else order
+    wanted = {"cpu": (*spatial, into, out), "gpu": (out, *spatial, into)}.get(jax.default_backend(), ())
+    return () if wanted == tuple(range(len(wanted))) else wanted
 
 
-def _for_laid_kernel(op: Op) -> _compat.JaxprEqn:
-    """The convolution of a kernel (..., in, out)."""
+def _for_laid_kernel(op: Op, order: tuple[int, ...]) -> _compat.JaxprEqn:
+    """The convolution of a kernel whose axes are in this order."""
     numbers = op.eqn.params["dimension_numbers"]
-    *spatial, into, out = range(len(numbers.rhs_spec))
-    numbers = numbers._replace(rhs_spec=(out, into, *spatial))
+    numbers = numbers._replace(rhs_spec=tuple(map(order.index, numbers.rhs_spec)))
     return op.eqn.replace(params=op.eqn.params | {"dimension_numbers": numbers})

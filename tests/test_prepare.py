@@ -1,5 +1,7 @@
 """`explain.prepare`: the same relevance, with all that depends on parameters alone computed once."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,14 @@ COMPOSITES = {
 }
 
 
+@pytest.fixture(params=["cpu", "gpu", "tpu"])
+def backend(request, monkeypatch):
+    """The device whose layout of kernels is prepared; computed here all the same."""
+    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+    return request.param
+
+
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("composite", COMPOSITES.values(), ids=COMPOSITES)
 def test_the_same_relevance(composite):
     params, x = cnn_params(), images(3)
@@ -56,6 +66,21 @@ def test_nothing_that_depends_on_parameters_alone_is_left():
     assert not any(f" = {op}" in after for op in kernels)
     cost = [jax.jit(f).lower(*args).compile().cost_analysis() for f, args in ((explain, (params, x)), (ready, (x,)))]
     assert cost[1]["flops"] < cost[0]["flops"]
+
+
+@pytest.mark.parametrize("numbers", [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW")], ids="".join)
+def test_kernels_are_laid_out_as_the_device_wants_them(backend, numbers):
+    rng = np.random.default_rng(0)
+    shape = ["HWIO".index(axis) for axis in numbers[1]]
+    x, kernel = rng.normal(size=(2, 8, 8, 8)), rng.normal(size=(3, 3, 8, 8)).transpose(shape)
+    explain = lrp_jax.lrp(lambda kernel, x: convolution(x, kernel, numbers).mean((1, 2)), rules.Gamma())
+    ready = explain.prepare(kernel, x)
+    np.testing.assert_allclose(ready(x), explain(kernel, x), rtol=1e-10, atol=1e-14)
+    text = jax.jit(ready).lower(x).as_text()
+    layouts = set(re.findall(r"x\[(.*?)\]->", text))
+    wanted = {"cpu": {"0, 1, i, o"}, "gpu": {"o, 0, 1, i"}}
+    assert layouts == wanted.get(backend, layouts)
+    assert "stablehlo.transpose" not in text
 
 
 def test_prepared_is_a_pytree_and_compiled_once_for_each_shape():

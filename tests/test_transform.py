@@ -4,6 +4,7 @@ import contextlib
 import functools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -43,6 +44,16 @@ def vgg(size=32, bias=0.0):
         )
 
     return network, jax.tree.map(fill, shapes), rng.uniform(-2, 2, size=(2, size, size, 3))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "rocm", "tpu"])
+@pytest.mark.parametrize("composite", COMPOSITES.values(), ids=COMPOSITES)
+def test_every_preset_is_lowered_for_any_device(composite, device):
+    to = lambda tree: jax.tree.map(lambda v: jnp.asarray(v, jnp.bfloat16), tree)
+    explain = jax.jit(lrp_jax.lrp(cnn, composite, layers=True))
+    program = jax.export.export(explain, platforms=[device])(to(cnn_params()), to(images())).mlir_module()
+    assert program.count("stablehlo.convolution") > 3
+    assert "xf64>" not in program  # arrays stay bfloat16, in a process that is set to float64, too
 
 
 # Conservation
