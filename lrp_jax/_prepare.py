@@ -19,6 +19,9 @@ _CHEAP = frozenset({
 })  # fmt: skip
 """Operations that are done again rather than that a result larger than what it is made of is kept."""
 
+_FEW = 16
+"""Features that a convolution makes in hardly less time than twice as many."""
+
 _COSTLY = frozenset({"conv_general_dilated", "dot_general"})
 """Operations worth doing once even if they depend on nothing at all."""
 
@@ -63,6 +66,7 @@ def split(
         ops = _winograd.lighter(ops)
     given, rest = inputs[: (count := len(jax.tree.leaves(known)))], inputs[count:]
     early, late = _divided(ops, set(given), results)
+    late = _at_once(early, late)
     made = {*given, *(v for op in early for v in op.outputs)} - {v for op in late for v in op.outputs}
     laid: dict[tuple[Value, tuple[int, ...]], Value] = {}  # kernels in another order of axes
     for i, op in enumerate(late):
@@ -140,6 +144,42 @@ def _divided(ops: list[Op], known: set[Value], results: list[Value]) -> tuple[li
             needed.update(op.inputs)
             again.append(op)
     return fixed + early, fixed + again[::-1] + late
+
+
+def _at_once(early: list[Op], late: list[Op]) -> list[Op]:
+    """The late operations, but early kernels that make few features each of the same input are applied as one.
+
+    z^B goes back to the pixels by three kernels, which differ by the signs of weights that they keep.
+    """
+    made = {v for op in early for v in op.outputs}
+    alike: dict[Any, list[Op]] = {}
+    for op in late:
+        if op.name == "conv_general_dilated" and op.inputs[1] in made and _is_narrow(op):
+            alike.setdefault((op.inputs[0], op.inputs[1].aval, repr(op.eqn.params)), []).append(op)
+    groups = {op: ops for ops in alike.values() for op in ops}
+    done: list[Op] = []
+    for op in late:
+        kernels = list(dict.fromkeys(each.inputs[1] for each in groups.get(op, [])))
+        if len(kernels) < 2:
+            done.append(op)
+        elif op is groups[op][0]:
+            numbers = op.eqn.params["dimension_numbers"]
+            (kernel,) = _trace.append(early, lambda *k, n=numbers: jnp.concatenate(k, n.rhs_spec[0]), kernels, op)
+            (z,) = _trace.append(done, op.of, [op.inputs[0], kernel], op)
+            size = op.output.aval.shape[numbers.out_spec[1]]
+            for each in groups[op]:
+                start = size * kernels.index(each.inputs[1])
+                part = functools.partial(
+                    jax.lax.slice_in_dim, start_index=start, limit_index=start + size, axis=numbers.out_spec[1]
+                )
+                _trace.substitute(done, part, [z], each)
+    return done
+
+
+def _is_narrow(op: Op) -> bool:
+    params = op.eqn.params
+    features = op.inputs[1].aval.shape[params["dimension_numbers"].rhs_spec[0]]
+    return features <= _FEW and params["feature_group_count"] == params["batch_group_count"] == 1
 
 
 def _size(value: Value) -> int:

@@ -187,7 +187,7 @@ def test_what_is_alike_for_all_examples_is_convolved_once_for_one_of_them(rule, 
     ready = explain.prepare(kernel, x, relevance=relevance)
     np.testing.assert_allclose(ready(x, relevance=relevance), explain(kernel, x, relevance=relevance), rtol=1e-12)
     of_one = convolution(x, kernel, numbers).nbytes // 20
-    assert max(value.nbytes for value in jax.tree.leaves(ready)) <= max(of_one, kernel.nbytes)
+    assert max(value.nbytes for value in jax.tree.leaves(ready)) <= max(of_one, 3 * kernel.nbytes)
     operations = str(jax.make_jaxpr(lambda x: ready(x, relevance=relevance))(x))
-    count = 5 if isinstance(rule, rules.ZBox) else 2  # z, and once more of pixels, which the compiler merges; back
+    count = 3 if isinstance(rule, rules.ZBox) else 2  # z, and once more of pixels, which the compiler merges; back
     assert operations.count("conv_general_dilated[") == count
