@@ -10,27 +10,15 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from run import alternate
 
 import lrp_jax
 from lrp_jax import models
-
-
-def alternate(calls: dict[str, Callable], repeat: int) -> dict[str, np.ndarray]:
-    """Seconds of each call, all taking turns, the first round left out."""
-    seconds = {name: [] for name in calls}
-    for i in range(repeat + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if i:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: np.array(taken) for name, taken in seconds.items()}
 
 
 def processes(photo: str, out: str) -> dict[str, Callable]:

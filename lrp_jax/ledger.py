@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrp_jax import _plan, _trace, outputs, rules
+from lrp_jax import _compat, _plan, _trace, outputs, rules
 from lrp_jax._steps import Step
 from lrp_jax.composites import as_composite
 from lrp_jax.transform import Static, apply_rule, check, check_range, run, start
@@ -222,6 +222,11 @@ def conservation(
         along = arrange(_axes((batched,) if isinstance(batched, int) else batched, len(args)))
         args = arrange(args)
         target = check(args, argnum, target, relevance)
+        if any(map(_compat.is_explicit, jax.tree.leaves(args))):
+            raise ValueError(
+                "conservation takes no arrays on a mesh with explicit axes; bring them to the host beforehand, with "
+                "jax.device_get."
+            )
         if any(np.ndim(leaf) < 2 for leaf in jax.tree.leaves(args[argnum])):
             raise ValueError("conservation explains examples along the first axis; for a single one pass x[None].")
         examples = len(jax.tree.leaves(args[argnum])[0])

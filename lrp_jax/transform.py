@@ -46,7 +46,8 @@ def lrp(
         layers: whether to return the relevance at each layer too.
         value: whether to return the logits, too, before relevance, as `jax.value_and_grad` does.
         remat: whether to keep only some of the forward pass, and to compute the rest again when relevance comes by:
-            another forward pass for less memory, see `jax.checkpoint`. XLA for CPUs undoes it before JAX 0.11.
+            another forward pass for less memory, see `jax.checkpoint`. XLA for CPUs undoes it before JAX 0.11, unless
+            it is told to spare memory (docs/speed.md).
 
     Returns:
         `explain(*args, target=None, relevance=None)`, compiled on its first call for each set of shapes.

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from networks import cnn, cnn_params, dense, images, max_pool
 from test_transform import vgg
 
@@ -223,6 +224,19 @@ def test_calls_that_cannot_be_explained_are_refused_as_by_lrp():
         books(cnn_params(), images(), target=np.arange(2)[:, None])
     with pytest.raises(ValueError, match="one target of each example; call it for each of several"):
         books(cnn_params(), images(), target=np.arange(3)[:, None])
+
+
+@pytest.mark.parametrize("axis", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_arrays_on_a_mesh_are_taken_or_refused(axis):
+    params, x = cnn_params(), images(4)
+    books = lrp_jax.conservation(cnn, rules.Epsilon())
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(axis,))
+    there = jax.device_put(x, NamedSharding(mesh, PartitionSpec("batch")))
+    if axis == AxisType.Explicit:
+        with pytest.raises(ValueError, match="explicit axes; bring them to the host beforehand"):
+            books(params, there)
+        there = jax.device_get(there)
+    np.testing.assert_allclose(books(params, there).mass, books(params, x).mass, rtol=1e-12)
 
 
 def test_one_target_for_all_positions():
