@@ -84,10 +84,10 @@ def measure(batch: int, pixels: int, dtype: str, repeat: int, peak: float) -> li
     x = jax.random.normal(jax.random.key(1), (batch, pixels, pixels, 3), jnp.float32)
     params = jax.tree.map(lambda w: w * 2**0.5, jax.jit(network.init)(jax.random.key(0), x))  # as ReLU halves variance
     cast = lambda tree: jax.tree.map(lambda v: v.astype(dtype), tree)
-    work, ours = {}, {}
+    counts, ours = {}, {}
     for name, (function, args) in contestants(network, cast(params), cast(x)).items():
         compiled = jax.jit(function).lower(*args).compile()
-        work[name], ours[name] = compiled.cost_analysis()["flops"], functools.partial(compiled, *args)
+        counts[name], ours[name] = compiled.cost_analysis() or {}, functools.partial(compiled, *args)
     theirs = rivals.explainers(params, np.asarray(x), TARGET, LOW, HIGH, dtype) if rivals.available() else {}
     check(ours, theirs, dtype)
     seconds = alternate(ours | theirs, repeat)
@@ -95,12 +95,14 @@ def measure(batch: int, pixels: int, dtype: str, repeat: int, peak: float) -> li
     for name, taken in seconds.items():
         same = [rival for rival in theirs if rival.split(": ")[1] == name.split(",")[0]]
         faster = ", ".join(f"{rival.split(': ')[0]} {spread(seconds[rival] / taken)}" for rival in same)
-        units = f"{work[name] / work['gradient']:.2f}" if name in work else ""
-        share = f"{np.median(work[name] / taken) / peak:.0%}" if name in work else ""
+        counted = units = share = ""
+        if costs := counts.get(name):  # which not every device counts
+            units = f"{costs['flops'] / counts['gradient']['flops']:.2f}"
+            counted = f"{costs['bytes accessed'] / 1e9:.2f}"
+            share = f"{np.median(costs['flops'] / taken) / peak:.0%}"
         time_, rate = f"{np.median(taken) * 1e3:.1f}", f"{batch / np.median(taken):.3g}"
-        rows.append(
-            [str(batch), str(pixels), name, units, time_, rate, spread(taken / seconds["gradient"]), share, faster]
-        )
+        ratio = spread(taken / seconds["gradient"])
+        rows.append([str(batch), str(pixels), name, units, counted, time_, rate, ratio, share, faster])
         print("  ".join(rows[-1]), flush=True)
     return rows
 
@@ -132,7 +134,9 @@ def check(ours: dict[str, Callable], theirs: dict[str, Callable], dtype: str) ->
             raise SystemExit(f"{method} differs from what is prepared; nothing to compare.")
 
 
-HEADER = ["batch", "pixels", "", "operations", "ms", "images/s", "time / gradient", "of ceiling", "times as fast as"]
+HEADER = [
+    "batch", "pixels", "", "operations", "GB", "ms", "images/s", "time / gradient", "of ceiling", "times as fast as",
+]  # fmt: skip
 
 
 def machine(peak: float, dtype: str) -> str:
@@ -178,7 +182,8 @@ def main() -> None:
 TEXT = """# Benchmarks
 
 VGG-16 with ten classes. All contestants take turns in one process; times are medians, ratios medians of ratios with
-their quartiles. **Operations**, as counted by the compiler, are in input gradients (half of one is a forward pass).
+their quartiles. **Operations**, as counted by the compiler, are in input gradients (half of one is a forward pass),
+**GB** what it counts as read and written.
 **Of ceiling**: operations per second, as a share of what the fastest matrix product reaches on the machine.
 **Prepared**: `explain.prepare`, what depends on weights alone done before; on CPUs wide convolutions then take fewer
 multiplications. Rivals give the same relevance, which is checked first: the median of the differences is below 1 % of
