@@ -183,11 +183,10 @@ TEXT = """# Benchmarks
 
 VGG-16 with ten classes. All contestants take turns in one process; times are medians, ratios medians of ratios with
 their quartiles. **Operations**, as counted by the compiler, are in input gradients (half of one is a forward pass),
-**GB** what it counts as read and written.
-**Of ceiling**: operations per second, as a share of what the fastest matrix product reaches on the machine.
-**Prepared**: `explain.prepare`, what depends on weights alone done before; on CPUs wide convolutions then take fewer
-multiplications. Rivals give the same relevance, which is checked first: the median of the differences is below 1 % of
-the median relevance (30 % in half precision).
+**GB** what it counts as read and written. **Of ceiling**: operations per second, as a share of what the fastest matrix
+product reaches on the machine. **Prepared**: `explain.prepare`, what depends on weights alone done before; on CPUs wide
+convolutions then take fewer multiplications. Rivals give the same relevance, which is checked first: the median of the
+differences is below 1 % of the median relevance (30 % in half precision).
 
 {machine}
 
