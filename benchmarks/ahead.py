@@ -18,7 +18,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
-from run import contestants
+from run import contestants, markdown
 
 from lrp_jax.models.vgg import VGG
 
@@ -47,7 +47,7 @@ BANDWIDTH = 3.35e12
 
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 ARRAY = re.compile(rf"\b({'|'.join(BYTES)})\[([\d,]*)\]")
-KERNEL = re.compile(r"^\s*(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) (fusion|custom-call|copy)\((.*?)\)", re.MULTILINE)
+KERNEL = re.compile(r"^\s*(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) (?:fusion|custom-call|copy)\((.*?)\)", re.MULTILINE)
 RESULT = re.compile(r"^\s*(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) [\w-]+\(", re.MULTILINE)
 
 
@@ -83,11 +83,11 @@ def counted(compiled: jax.stages.Compiled) -> Program:
     shapes = dict(RESULT.findall(entry))
     work = {"conv": [], "other": []}
     operations = 0.0
-    for _, shape, _, operands in KERNEL.findall(entry):
-        inputs = [shapes[name] for name in re.findall(r"%([\w.-]+)", operands)]
+    for name, shape, operands in KERNEL.findall(entry):
+        inputs = [shapes[operand] for operand in re.findall(r"%([\w.-]+)", operands)]
         moved = sum(size for part in (shape, *inputs) for size, _ in arrays(part))
-        if is_convolution := shape.startswith("(") and shape.endswith("u8[0]{0})"):  # result and cuDNN's workspace
-            (_, kernel), (_, result) = arrays(inputs[1])[0], arrays(shape)[0]
+        if is_convolution := name.startswith("cudnn-conv"):
+            (_, kernel), (_, result) = arrays(inputs[1])[0], arrays(shape)[0]  # the workspace stands behind the result
             operations += 2 * math.prod(kernel) * math.prod(result[:-1])
         work["conv" if is_convolution else "other"].append(moved)
     memory = compiled.memory_analysis()
@@ -99,7 +99,13 @@ def counted(compiled: jax.stages.Compiled) -> Program:
 
 def programs(batch: int, pixels: int, dtype: str) -> dict[str, Program]:
     """What each contestant of `run.py` is compiled to."""
-    topology = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=H100)
+    try:
+        topology = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=H100)
+    except NotImplementedError:
+        raise SystemExit(
+            "XLA's compiler for GPUs is not installed: "
+            f"pip install --no-deps jax-cuda12-plugin=={jax.__version__} jax-cuda12-pjrt=={jax.__version__}"
+        ) from None
     there = jax.sharding.SingleDeviceSharding(topology.devices[0])
     network = VGG(classes=10, hidden=(256, 256))
     x = jnp.zeros((batch, pixels, pixels, 3), dtype)
@@ -150,8 +156,8 @@ def main() -> None:
             made += rows(batch, pixels, dtype)
     if options.write:
         versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "jaxlib", "jax-cuda12-pjrt"))
-        table = "\n".join("| " + " | ".join(row) + " |" for row in [HEADER, ["---"] * len(HEADER), *made])
-        options.write.write_text(TEXT.format(versions=versions, table=table), encoding="utf-8")
+        text = TEXT.format(versions=versions, table=markdown(HEADER, made))
+        options.write.write_text(text, encoding="utf-8")
 
 
 TEXT = """# On GPUs

@@ -139,6 +139,11 @@ HEADER = [
 ]  # fmt: skip
 
 
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """The rows as a table."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
+
+
 def machine(peak: float, dtype: str) -> str:
     """What it was measured on, and with."""
     names = ("jax", "jaxlib", "flax", "torch", "zennit", "captum")
@@ -175,8 +180,8 @@ def main() -> None:
         batch, pixels = map(int, size.split("x"))
         rows += measure(batch, pixels, options.dtype, options.repeat, peak)
     if options.write:
-        table = "\n".join("| " + " | ".join(row) + " |" for row in [HEADER, ["---"] * len(HEADER), *rows])
-        options.write.write_text(TEXT.format(machine=machine(peak, options.dtype), table=table), encoding="utf-8")
+        text = TEXT.format(machine=machine(peak, options.dtype), table=markdown(HEADER, rows))
+        options.write.write_text(text, encoding="utf-8")
 
 
 TEXT = """# Benchmarks
