@@ -185,8 +185,8 @@ def smooth_grad(
 
 def occlusion(
     fn: Callable,
-    window: Sequence[int],
-    stride: Sequence[int] | None = None,
+    window: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
     fill: float = 0.0,
     *,
     argnum: int = -1,
@@ -203,9 +203,8 @@ def occlusion(
 
     Zeiler & Fergus 2014, "Visualizing and Understanding Convolutional Networks", section 4.2.
     """
-    window = tuple(window)
-    stride = window if stride is None else tuple(stride)
-    if len(stride) != len(window) or min(*window, *stride, 1) < 1:
+    window, stride = (tuple(np.atleast_1d(v).tolist()) for v in (window, window if stride is None else stride))
+    if len(stride) != len(window) or not all(isinstance(n, int) and n > 0 for n in (*window, *stride)):
         raise ValueError(f"window {window} and stride {stride}: expected as many whole numbers of 1 or more in both.")
 
     def attribute(score, x):
@@ -240,7 +239,7 @@ def occlusion(
         whole = score(x)
         none = jnp.zeros((1,) * (x.ndim - len(sides)) + sides, sums)
         falls = jax.lax.map(fall, corners)
-        (total, count), _ = jax.lax.scan(add, (jnp.zeros(x.shape, sums), none), (corners, falls))
+        (total, count), _ = jax.lax.scan(add, (jnp.zeros_like(x, sums), none), (corners, falls))
         return (total / jnp.maximum(count, 1)).astype(x.dtype)  # a stride longer than the window leaves gaps
 
     return _explainer(fn, attribute, argnum, select)

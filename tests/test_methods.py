@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import networks
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import lrp_jax
 from lrp_jax import composites, methods, models
@@ -32,7 +33,7 @@ SIMPLE = {
     "taylor": lambda fn, **options: methods.taylor(fn, 0.5, **options),
     "integrated_gradients": lambda fn, **options: methods.integrated_gradients(fn, 0.5, 4, **options),
     "smooth_grad": lambda fn, **options: methods.smooth_grad(fn, samples=3, **options),
-    "occlusion": lambda fn, **options: methods.occlusion(fn, (1,), fill=0.5, **options),
+    "occlusion": lambda fn, **options: methods.occlusion(fn, 1, fill=0.5, **options),
 }
 
 
@@ -67,6 +68,17 @@ def test_they_are_called_as_lrp_is(name):
     np.testing.assert_allclose(turned(X, (W, B), target=1), several[1], rtol=1e-12)
     single = explain((W, B[0]), X[0], target=1) if name != "occlusion" else several[1, 0]
     np.testing.assert_allclose(single, several[1, 0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("axis", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("name", sorted(SIMPLE))
+def test_batches_may_be_distributed_over_a_mesh(name, axis):
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(axis,))
+    x = jax.device_put(X, NamedSharding(mesh, PartitionSpec("batch")))
+    with jax.set_mesh(mesh):
+        found = SIMPLE[name](linear)((W, B), x, target=1)
+    assert len(found.sharding.device_set) == 4
+    np.testing.assert_allclose(found, SIMPLE[name](linear)((W, B), X, target=1), rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", sorted(set(SIMPLE) - {"occlusion"}))
@@ -240,6 +252,7 @@ def test_mobilenets_class_activation_map_adds_up():
     [
         (lambda: methods.occlusion(linear, (7,))((W, B), X), r"window \(7,\) does not fit .* of shape \(4, 6\)"),
         (lambda: methods.occlusion(linear, (2,), (0,)), "expected as many whole numbers of 1 or more"),
+        (lambda: methods.occlusion(linear, 2.5), r"window \(2.5,\) .* expected as many whole numbers"),
         (lambda: methods.occlusion(linear, (2,), (1, 1)), "expected as many whole numbers"),
         (lambda: methods.integrated_gradients(linear, steps=0), "steps=0: expected a whole number, 1 or more"),
         (lambda: methods.smooth_grad(linear, samples=1.5), r"samples=1.5: expected a whole number"),
