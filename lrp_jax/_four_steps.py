@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 Layer = Callable[[Any, Any], jax.Array]
+Stabilize = Callable[[jax.Array], jax.Array]
 
 
 def four_steps(
     layer: Layer,
     parts: Sequence[tuple[Any, Any]],
     R: jax.Array,
-    eps: "float | Stabilizer" = 0.0,
+    eps: float | Stabilize = 0.0,
     *,
     share: bool = False,
     linear: bool = True,
@@ -31,7 +32,8 @@ def four_steps(
         layer: the pure function `(a, params) -> z`.
         parts: the pairs (a_i, p_i); most rules have one.
         R: relevance of the outputs, shaped as z.
-        eps: stabilizer of the denominator; where it leaves an exact zero, that output's relevance is dropped.
+        eps: stabilizer of the denominator, a number or a function of z; where it leaves an exact zero, that output's
+            relevance is dropped.
         share: whether what the bias and the stabilizer took is handed back, in equal parts to an output's inputs.
         linear: whether the layer is linear up to its bias; of others the tangent counts, its constant as the bias.
 
@@ -123,7 +125,7 @@ def _brief(value: Any) -> str:
         return f"<{'x'.join(map(str, value.shape))}>"
     if isinstance(value, tuple):
         return f"({' '.join(map(_brief, value))})"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else getattr(value, "__name__", None) or str(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,9 +177,9 @@ def check_not_negative(name: str, value: Any) -> None:
         raise ValueError(f"{name} must not be negative; got {value}.")
 
 
-def as_stabilizer(eps: float | Stabilizer) -> Stabilizer:
-    """A number as the signed stabilizer of that size."""
-    return eps if isinstance(eps, Stabilizer) else Stabilizer(eps)
+def as_stabilizer(eps: float | Stabilize) -> Stabilize:
+    """A number as the signed stabilizer of that size; a function from z to the denominator as it is."""
+    return eps if callable(eps) else Stabilizer(eps)
 
 
 # Modified inputs and parameters. Trees, so that they serve a lone array, several inputs, and (w, b) with or without b.

@@ -34,7 +34,7 @@ class Join:
 
 def joins(graph: Graph) -> dict[Op, Join]:
     """All joins of a graph, by the operation that joins."""
-    flow = _Flow(graph)
+    flow = Flow(graph)
     found: dict[Op, Join] = {}
     for op in graph.ops:
         if len(op.live_inputs) == 2 and op.name in ("mul", "div", "sub") and (join := _join(flow, op)):
@@ -42,7 +42,7 @@ def joins(graph: Graph) -> dict[Op, Join]:
     return found
 
 
-def _join(flow: "_Flow", op: Op) -> Join | None:
+def _join(flow: "Flow", op: Op) -> Join | None:
     left, right = op.inputs
     exponential = flow.exponential(left)
     if op.name == "div" and exponential and flow.sums(right, exponential):
@@ -70,7 +70,7 @@ def _linear(op: Op) -> bool:
     return op.name in _LINEAR or (op.name == "select_n" and not op.inputs[0].live)
 
 
-class _Flow:
+class Flow:
     """Questions about which value is computed of which."""
 
     def __init__(self, graph: Graph):
@@ -158,7 +158,8 @@ class _Flow:
             return value
         logits, shift = op.inputs
         if shift.live:
-            return logits if self.source({logits, shift}) is logits else value
+            own = self.source({logits, shift}) is logits
+            return logits if own and any(op.name in _REDUCTIONS for op in self.path(logits, shift)) else value
         return logits if self._held(shift) else value
 
     def _held(self, value: Value) -> bool:

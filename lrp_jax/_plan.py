@@ -1,6 +1,7 @@
 """The plan: every step that relevance takes through a function, with its name and its rule."""
 
 import dataclasses
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -95,9 +96,14 @@ def make_plan(graph: Graph, composite: Composite) -> Plan:
         )
     steps = steps_of(graph, merge=composite.merge)
     _name(steps)
-    for step, rule in zip(steps, composite.assign(steps), strict=True):
-        step.rule = rule or step.rule or DEFAULTS.get(step.kind)
-    every, steps = steps, relevant(steps, graph.output)
+    _tell_weights_apart(graph, steps)
+    marked = {id(step): step.rule for step in steps}
+    every, kept, steps = steps, steps, []
+    while len(kept) != len(steps):  # positions count the steps that relevance takes, and rules say which those are
+        steps = kept
+        for step, rule in zip(steps, composite.assign(steps, every), strict=True):
+            step.rule = rule or marked[id(step)] or DEFAULTS.get(step.kind)
+        kept = relevant(steps, graph.output)
     for step in steps:
         _check_rule(step)
     never_negative = {v for v, (low, _) in _signs.intervals(graph, ()).items() if low >= 0}
@@ -109,6 +115,23 @@ def make_plan(graph: Graph, composite: Composite) -> Plan:
                 relevant_above_zero=above_zero.issuperset(step.outputs),
             )
     return Plan(graph, steps, [step for step in every if step not in steps])
+
+
+def _tell_weights_apart(graph: Graph, steps: Sequence[Step]) -> None:
+    """Numbers the weights of layers: the same where the same operations make them of the same parameters."""
+    numbers: dict[Any, int] = {}
+    known: dict[Any, int] = {}
+
+    def number(value):
+        return known.get(value) or numbers.setdefault(value, len(numbers) + 1)
+
+    for op in graph.ops:
+        if not op.live:
+            made = op.name, repr(op.eqn.params), *map(number, op.inputs)
+            known |= {v: numbers.setdefault((*made, i), len(numbers) + 1) for i, v in enumerate(op.outputs)}
+    for step in steps:
+        if step.path and step.kind in WEIGHTED:
+            step.weight = number(step.ops[0].dead_inputs[0])
 
 
 def constants(plan: Plan) -> set[Op]:
@@ -135,9 +158,41 @@ _HINTS = {
 }
 
 
+def check_end(plan: Plan) -> None:
+    """Raises where relevance would start at probabilities, in which it is lost."""
+    last = next((step for step in reversed(plan.steps) if step.kind not in rules.MOVES), None)
+    if last is not None and last.kind == "softmax":
+        raise ValueError(
+            f"the function ends in a softmax ({last.ops[-1].line}), and hardly any relevance of a probability near 1"
+            " gets through it: return the logits before it (for one class against the others, see lrp_jax.outputs), or"
+            " say by relevance=... where it starts."
+        )
+
+
+def warn_of_shared(plan: Plan) -> None:
+    """Warns where the examples of a batch share relevance, as a BatchNorm in training makes them."""
+    explained = plan.graph.inputs[plan.graph.explained]
+    rows, *classes = plan.graph.output.aval.shape or (1,)
+    if rows > 1 and classes and all(v.aval.shape[:1] == (rows,) for v in explained):
+        for op in (op for step in plan.steps if step.kind == "center" for op in step.ops):
+            if op.name == "reduce_sum" and 0 in op.eqn.params["axes"] and op.inputs[0].aval.shape[0] == rows:
+                warnings.warn(
+                    f"the mean at {op.line} is taken over all {rows} examples, so that each gets relevance of the"
+                    " others. If this is a BatchNorm in training, evaluate it: train=False, model.eval().",
+                    stacklevel=2,
+                )
+                return
+
+
 def _check_graph(graph: Graph) -> None:
     """Raises where something no rule could cover stands between the output and the explained argument."""
     for op in graph.decided:
+        if op.name == "while":
+            raise UncoveredOpError(
+                f"relevance has to pass the `while` at {op.line}, and how many steps it takes is not known beforehand."
+                " Write it as a jax.lax.scan, or a fori_loop between fixed numbers; or hold what enters it constant"
+                " with jax.lax.stop_gradient."
+            )
         raise UncoveredOpError(
             f"the course of `{op.name}` at {op.line} depends on the explained argument, and relevance follows one"
             " course only. Choose among values with jnp.where, or decide by jax.lax.stop_gradient of the argument."

@@ -48,7 +48,7 @@ def _interval(op: Op, operands: list[Interval]) -> Interval:
         case "min":
             return min(lows), min(highs)
         case "clamp":  # lower bound, value, upper bound
-            return min(max(lows[1], lows[0]), highs[2]), min(max(highs[1], highs[0]), highs[2])
+            return min(max(lows[1], lows[0]), lows[2]), min(max(highs[1], highs[0]), highs[2])
         case "add" | "add_any":
             return _sum(lows), _sum(highs, math.inf)
         case "sub":
@@ -107,7 +107,8 @@ def irrelevant_at_zero(graph: Graph, steps: Sequence) -> set[Value]:
     """
     unsure = {graph.output}
     for step in reversed(steps):
-        kept = isinstance(step.rule, rules.Route) or (isinstance(step.rule, rules.Pass) and _cuts(step))
+        moved = isinstance(step.rule, rules.Route) and step.kind not in rules.LINEAR
+        kept = moved or (isinstance(step.rule, rules.Pass) and _cuts(step))
         if not (getattr(step.rule, "multiplicative", False) or (kept and unsure.isdisjoint(step.outputs))):
             unsure.update(step.inputs)
     return {v for op in graph.ops for v in (*op.inputs, *op.outputs) if v.live} - unsure

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,6 +34,7 @@ class Step:
         inputs: its live inputs.
         layer: the pure function `(a, params) -> z`; `a` is a list if there are several inputs.
         params: reads its parameters.
+        weight: the number of its weights, the same for all its uses; 0 where it has none that have a key path.
         name: the key path of its weights, or its kind and number; empty for steps that only move values.
         rule: how it hands relevance on.
     """
@@ -45,6 +46,7 @@ class Step:
     layer: Callable[[Any, Any], Any]
     params: Callable[[Callable[[Value], Any]], Any]
     path: str = ""
+    weight: int = 0
     name: str = ""
     rule: Any = None
 
@@ -73,15 +75,22 @@ def steps_of(graph: Graph, *, merge: bool = True) -> list[Step]:
     """
     steps: dict[Op, Step] = {}  # by last operation
     taken: set[Op] = set()
-    for label, entry, ops in _regions.activations(graph):
-        steps[ops[-1]] = Step("activation", label, ops, [entry], *_function(ops, [entry]))
-        taken.update(ops)
     joins = _joins.joins(graph)
+    entries = {join.entry for join in joins.values()}
+    for label, entry, ops in _regions.activations(graph):
+        if entries.isdisjoint(v for op in ops[:-1] for v in op.outputs):  # else one starts within, and needs its value
+            steps[ops[-1]] = Step("activation", label, ops, [entry], *_function(ops, [entry]))
+            taken.update(ops)
     for op, join in joins.items():  # what lies within may be read elsewhere, so it has steps of its own
         steps[op] = _joined(join)
         taken.add(op)
     bounds = _signs.intervals(graph, [op.output for op, join in joins.items() if join.kind == "softmax"])
     gates = {v for v, (low, high) in bounds.items() if low >= 0 and high <= 1}
+    shares = {op.output for op, join in joins.items() if join.kind == "softmax"}
+    for op in graph.ops:
+        if op.name in rules.MOVES and not shares.isdisjoint(op.live_inputs):
+            shares.update(op.outputs)
+    gates = {v: 1 + (v in shares) for v in gates}
     for op in graph.ops:
         if op.live and op not in taken:
             step = _step(graph, op, taken, gates, merge)
@@ -102,7 +111,7 @@ def relevant(steps: Sequence[Step], output: Value) -> list[Step]:
     return kept[::-1]
 
 
-def _step(graph: Graph, op: Op, taken: set[Op], gates: Collection[Value], merge: bool) -> Step:
+def _step(graph: Graph, op: Op, taken: set[Op], gates: Mapping[Value, int], merge: bool) -> Step:
     match op.name, len(op.live_inputs), len(op.dead_inputs):
         case "dot_general", 1, 1:
             return _weighted(graph, op, "dense", taken, merge)
@@ -115,9 +124,9 @@ def _step(graph: Graph, op: Op, taken: set[Op], gates: Collection[Value], merge:
         case "reduce_window_max" | "reduce_max", 1, 0:
             return _max_pool(op)
         case "reduce_window_sum", 1, 0:
-            return _total(graph, op, "avg_pool")
-        case "reduce_sum" | "cumsum", 1, 0 if not _exponential(graph, op.inputs[0]):
-            return _total(graph, op, "sum")
+            return _total(graph, op, "avg_pool", taken)
+        case "reduce_sum" | "cumsum", 1, 0 if not _joins.Flow(graph).exponential(op.inputs[0]):
+            return _total(graph, op, "sum", taken)  # of exponentials no share of the sum would be a share of logits
         case "scatter-add", 1, 2 if op.inputs[2].live:
             return _scattered(op)
         case "add" | "add_any" | "sub", 2, 0:
@@ -189,28 +198,35 @@ def _weighted(graph: Graph, op: Op, kind: str, taken: set[Op], merge: bool) -> S
     """A contraction with the constant it multiplies, and the constants next added to or multiplied with its features.
 
     So a bias becomes part of the layer, and an evaluated BatchNorm is merged into it; without `merge` just one constant
-    that is added, the bias. Reshapes may stand before biases.
+    that is added, the bias. Reshapes and the like may stand between.
     """
     (x,), (weight,) = op.live_inputs, op.dead_inputs
-    body = [op]
-    while (user := graph.sole_user(body[-1].output)) and user.name in _BETWEEN:
-        body.append(user)
-    axes = _feature_axes(op, weight) if len(body) == 1 else {}  # after a reshape, features are not told apart
-    ops = list(body)
-    while user and user not in taken and _affine(user, axes) and (merge or user.name in ("add", "add_any")):
-        ops.append(user)
-        user = graph.sole_user(user.output) if merge else None
-    constants = ops[len(body) :]
-    if not constants:
-        body = ops = [op]
+    ops, between, axes = [op], [], {op: _feature_axes(op, weight)}
+    user = graph.sole_user(op.output)
+    while user and user not in taken:
+        last = [*ops, *between][-1]
+        if user.name in _BETWEEN:
+            between.append(user)
+            axes[user] = _moved(user, axes[last])
+        elif _affine(user, axes[last]) and (merge or user.name in ("add", "add_any")):
+            ops += [*between, user]
+            between, axes[user] = [], axes[last]
+            if not merge:
+                break
+        else:
+            break
+        user = graph.sole_user(user.output)
+    moves = [op for op in ops[1:] if op.name in _BETWEEN]
 
     def layer(a, params):
         w, b = params
-        z = evaluate(body, {x: a, weight: w})
+        z = evaluate([op], {x: a, weight: w})
+        for move in moves:
+            z = move.of(z)
         return z if b is None else z + b
 
     def params(read):
-        return _folded(constants, read, read(weight), None, lambda factor: _along(factor, axes, weight.aval.ndim))
+        return _folded(ops[1:], read, read(weight), None, lambda op, factor: _along(factor, axes[op], weight.aval.ndim))
 
     return Step(kind, op.name, ops, [x], layer, params, path=weight.path)
 
@@ -237,7 +253,10 @@ def _for_features(graph: Graph, before: Step, op: Op, axes: dict[int, int], make
     result = before.out_shape
     normalized = (source := maker.get(before.inputs[0])) and source.kind == "normalization"
     return not normalized and all(
-        not v.aval.shape or all(n == 1 or (axis in axes and n == result[axis]) for axis, n in enumerate(v.aval.shape))
+        not v.aval.shape
+        or (
+            not v.decides and all(n == 1 or (axis in axes and n == result[axis]) for axis, n in enumerate(v.aval.shape))
+        )
         for step in before.ops
         for v in step.dead_inputs
     )
@@ -268,11 +287,14 @@ def _input_axes(op: Op, weight: Value) -> dict[int, int]:
 
 
 def _affine(op: Op, axes: dict[int, int]) -> bool:
-    """Whether an operation adds a constant, or multiplies by one that is the same at all positions of a feature."""
-    if len(op.live_inputs) != 1 or len(op.dead_inputs) != 1 or (op.name in ("sub", "div") and op.inputs[1].live):
+    """Whether an operation adds a constant, turns the sign, or multiplies by what is the same all over a feature."""
+    if op.name == "neg":
+        return True
+    if len(op.live_inputs) != 1 or len(op.dead_inputs) != 1 or (op.name == "div" and op.inputs[1].live):
         return False
-    shape, result = op.dead_inputs[0].aval.shape, op.output.aval.shape
-    by_feature = not shape or all(n == 1 or axis in axes for axis, n in enumerate(shape))
+    (constant,), result = op.dead_inputs, op.output.aval.shape
+    shape = constant.aval.shape
+    by_feature = not shape or (not constant.decides and all(n == 1 or axis in axes for axis, n in enumerate(shape)))
     return op.name in _BIAS or (op.name in _FACTORS and by_feature and result == op.live_inputs[0].aval.shape)
 
 
@@ -289,6 +311,16 @@ def _feature_axes(op: Op, weight: Value) -> dict[int, int]:
     return {start + i: axis for i, axis in enumerate(free)}
 
 
+def _moved(op: Op, axes: dict[int, int]) -> dict[int, int]:
+    """The same axes of features after an operation that moves values; none where it splits or joins one of them."""
+    before, after = op.inputs[0].aval.shape, op.output.aval.shape
+    if op.name == "transpose":
+        return {op.eqn.params["permutation"].index(axis): to for axis, to in axes.items()}
+    places = {(math.prod(after[:i]), n): i for i, n in enumerate(after)}
+    found = {places.get((math.prod(before[:axis]), before[axis])): to for axis, to in axes.items()}
+    return {} if None in found else found  # pyright: ignore[reportReturnType]
+
+
 def _along(factor: jax.Array, axes: dict[int, int], ndim: int) -> jax.Array:
     """A factor of the features of an input or result, laid along the weight's axes."""
     if factor.ndim == 0:
@@ -301,22 +333,17 @@ def _along(factor: jax.Array, axes: dict[int, int], ndim: int) -> jax.Array:
     return factor.transpose(*order, *others).reshape(shape)
 
 
-def _product(op: Op, gated: str, kind: str, gates: Collection[Value]) -> Step:
-    """A product of two live values; if just one lies between 0 and 1, it comes second, as the gate of the first."""
-    left, right = op.inputs
-    swapped = left in gates and right not in gates
-    kind = gated if (left in gates) != (right in gates) else kind
+def _product(op: Op, gated: str, kind: str, gates: Mapping[Value, int]) -> Step:
+    """A product of two live values; if one is rather a gate, it comes second, as the gate of the first."""
+    left, right = (gates.get(v, 0) for v in op.inputs)
+    swapped = left > right
+    kind = gated if left != right else kind
 
     def layer(a, params):
         del params
         return op.of(*reversed(a)) if swapped else op.of(*a)
 
-    return Step(kind, op.name, [op], [right, left] if swapped else [left, right], layer, lambda read: ())
-
-
-def _exponential(graph: Graph, value: Value) -> bool:
-    """Whether the value is an exponential, which a softmax sums: no share of such a sum is a share of the logits."""
-    return any(op.name in ("exp", "exp2") and value in op.outputs for op in graph.ops)
+    return Step(kind, op.name, [op], op.inputs[::-1] if swapped else op.inputs, layer, lambda read: ())
 
 
 def _max_pool(op: Op) -> Step:
@@ -358,12 +385,17 @@ def _tiling(op: Op) -> bool:
     )
 
 
-def _total(graph: Graph, op: Op, kind: str) -> Step:
+def _total(graph: Graph, op: Op, kind: str, taken: set[Op]) -> Step:
     """A sum, and the constant factor that makes it an average."""
     function, _ = _function([op], op.inputs)
     ops, factor = [op], lambda read: _unit(op)
     user = graph.sole_user(op.output)
-    if user and len(user.live_inputs) == 1 and (user.name == "mul" or (user.name == "div" and user.inputs[0].live)):
+    if (
+        user
+        and user not in taken
+        and len(user.live_inputs) == 1
+        and (user.name == "mul" or (user.name == "div" and user.inputs[0].live))
+    ):
         ops, factor = [op, user], _factor(user, op.output)
 
     def layer(a, params):
@@ -418,12 +450,19 @@ def _by_element(op: Op) -> bool:
     return one and (op.name in _BIAS or op.name == "mul" or (op.name == "div" and op.inputs[0].live))
 
 
-def _folded(ops: list[Op], read: Callable, w: Any, b: Any, along: Callable = lambda factor: factor) -> tuple[Any, Any]:
-    """A layer's weight and bias, and what is done to its result; `along` lays factors along the weight."""
+def _folded(
+    ops: list[Op], read: Callable, w: Any, b: Any, along: Callable = lambda op, factor: factor
+) -> tuple[Any, Any]:
+    """A layer's weight and bias, and what is done to its result; `along` lays a factor along the weight."""
     for op in ops:
+        if op.name in _BETWEEN:
+            b = None if b is None else op.of(jnp.broadcast_to(b, op.inputs[0].aval.shape))
+            continue
         if op.name in _FACTORS:
             factor = _factor(op, *op.live_inputs)(read)
-            w, b = w * along(factor), None if b is None else b * factor
+            wide = jnp.promote_types(w.dtype, factor.dtype)  # of a weight that is converted before
+            w = (w.astype(wide) * along(op, factor).astype(wide)).astype(w.dtype)
+            b = None if b is None else b * factor
             continue
         if op.name == "neg" or (op.name == "sub" and op.inputs[1].live):
             w, b = -w, None if b is None else -b

@@ -29,6 +29,7 @@ class Value:
         uniform: the one number that fills it, if that is known.
         live: whether relevance can reach it: it depends on the explained input, and the output depends on it by
             more than comparisons and stop_gradient.
+        decides: whether it depends on the explained input by comparisons, as a mask does.
     """
 
     aval: Any
@@ -36,6 +37,7 @@ class Value:
     path: str = ""
     uniform: float | None = None
     live: bool = False
+    decides: bool = False
 
 
 @dataclasses.dataclass(eq=False)
@@ -293,6 +295,8 @@ def _mark_live(graph: Graph) -> None:
             relevant.update(op.inputs)
     for value in relevant & reached:
         value.live = True
+    for value in touched - reached:
+        value.decides = True
     graph.ops = kept[::-1]
     for op in graph.ops:
         if op.name not in HELD and not reached.isdisjoint(op.inputs) and not needed.intersection(op.outputs) <= reached:

@@ -192,6 +192,8 @@ def conservation(
             args = [arg if axis is None else _alone(arg) for arg, axis in zip(args, axes, strict=True)]
             target, relevance = target if one_for_all else _alone(target), _alone(relevance)
             plan = _plan.make_plan(_trace.trace(fn, args, argnum), composite)
+            if relevance is None:
+                _plan.check_end(plan)
             steps = tuple((step.name, step.kind, rules.name(step.rule)) for step in plan.steps)
             line = jnp.zeros(len(_TERMS), np.promote_types(plan.graph.output.aval.dtype, jnp.float32))
             blank = dict.fromkeys(range(len(steps)), line)
@@ -206,7 +208,9 @@ def conservation(
             logits, back = jax.vjp(forward, args[argnum], blank)
             if logits.shape[:1] != (1,):
                 raise ValueError(
-                    f"for one example the function returned logits of shape {logits.shape}; expected one row."
+                    f"for one example the function returned logits of shape {logits.shape}; expected one row. Where it"
+                    " reads other arrays with a row for each example, such as a mask, make them arguments, and name"
+                    " those in `batched`."
                 )
             R = start(output, logits, target, relevance)
             if R.shape != logits.shape:

@@ -19,7 +19,7 @@ import numpy as np
 from lrp_jax import _plan, _trace, outputs, rules
 from lrp_jax.composites import Composite, first, kind, zennit
 from lrp_jax.removal import wide
-from lrp_jax.transform import Static, check, check_range, lrp, run, start
+from lrp_jax.transform import Static, check, check_range, check_rows, lrp, run, start
 
 Score = Callable[[Any], jax.Array]
 """From the explained argument to the target's logit of each example (...)."""
@@ -48,6 +48,7 @@ def _seeded(
 
     def attributions(args, target):
         logits = fn(*args)
+        check_rows(logits, args[argnum])
         R = start(outputs.one_hot, logits, target, None)
         several = R.ndim > logits.ndim
         found = attribute(fn, args, argnum, R if several else R[None])

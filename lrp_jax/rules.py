@@ -20,6 +20,7 @@ from lrp_jax import _compat
 from lrp_jax._four_steps import (
     Brief,
     Layer,
+    Stabilize,
     Stabilizer,
     accounts,
     add,
@@ -96,13 +97,13 @@ class LinearRule(Brief):
     """What all rules of linear layers share; a rule adds `__call__`, and the fields it needs.
 
     Attributes:
-        eps: stabilizer of the denominator, a number (signed) or a `Stabilizer`.
+        eps: stabilizer of the denominator: a number (signed), a `Stabilizer`, or any function of z.
         bias: `absorb`, the bias is treated as the weights are (gamma boosts it, alpha-beta splits it) and keeps its
             share of relevance; `keep`, it enters every denominator as it is; `ignore`, the rule sees no bias; `share`,
             as `absorb`, then what it and the stabilizer took is handed back in equal parts to an output's inputs.
     """
 
-    eps: float | Stabilizer = dataclasses.field(default=1e-6, kw_only=True)
+    eps: float | Stabilize = dataclasses.field(default=1e-6, kw_only=True)
     bias: str = dataclasses.field(default="absorb", kw_only=True)
 
     fits: ClassVar[frozenset[str]] = LINEAR
@@ -156,7 +157,7 @@ class Epsilon(LinearRule):
     Bach et al. 2015, "On Pixel-Wise Explanations", eq. 58; Montavon et al. 2019, section 10.2.1.
     """
 
-    eps: float | Stabilizer = 1e-6
+    eps: float | Stabilize = 1e-6
 
     fits: ClassVar[frozenset[str]] = LINEAR | {"max_pool"}
 
@@ -171,7 +172,7 @@ class Zero(Epsilon):
     Bach et al. 2015, eq. 56; Montavon et al. 2019, section 10.2.1.
     """
 
-    eps: float | Stabilizer = dataclasses.field(default=0.0, kw_only=True)
+    eps: float | Stabilize = dataclasses.field(default=0.0, kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +182,7 @@ class Norm(Epsilon):
     Bach et al. 2015, eq. 56, where the weights are the layer's own fixed coefficients.
     """
 
-    eps: float | Stabilizer = 0.0
+    eps: float | Stabilize = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -382,7 +383,7 @@ class Uniform(Brief):
     Achtibat et al. 2024, "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers", proposition 3.3.
     """
 
-    eps: float | Stabilizer = 0.0
+    eps: float | Stabilize = 0.0
 
     fits: ClassVar[frozenset[str]] = PRODUCTS
     multiplicative: ClassVar[bool] = True
@@ -405,7 +406,7 @@ class SignalTakesAll(Brief):
     Transformers: Better Explanations through Conservative Propagation", section 3.
     """
 
-    eps: float | Stabilizer = 0.0
+    eps: float | Stabilize = 0.0
 
     fits: ClassVar[frozenset[str]] = frozenset({"gate", "attention"})
     holds: ClassVar[tuple[int, ...]] = (1,)
@@ -483,7 +484,7 @@ class AveragePool(Brief):
     Montavon et al. 2019, section 10.3.
     """
 
-    eps: float | Stabilizer = 0.0
+    eps: float | Stabilize = 0.0
 
     fits: ClassVar[frozenset[str]] = frozenset({"max_pool"})
     multiplicative: ClassVar[bool] = True

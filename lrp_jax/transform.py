@@ -81,10 +81,14 @@ def lrp(
 
     def relevances(args, target, relevance):
         plan = _plan.make_plan(_trace.trace(fn, args, argnum), composite)
+        _plan.warn_of_shared(plan)
         named = [step for step in plan.steps if layers and step.named]
         avals = ((step.name, step.inputs[0].aval) for step in named)
         taps = OrderedDict((name, _compat.varying(jnp.zeros(a.shape, a.dtype), a)) for name, a in avals)
         logits, back = jax.vjp(lambda x, taps: run(plan, args, argnum, x, taps=taps, remat=remat), args[argnum], taps)
+        if relevance is None:
+            _plan.check_end(plan)
+            check_rows(logits, args[argnum])
         R = start(output, logits, target, relevance)
         found, at_layers = back(R) if R.ndim == logits.ndim else _several(back, R, logits)
         at_layers[_plan.OUTPUT] = R
@@ -234,7 +238,7 @@ def run(
                 results = carried(step)(a if len(a) > 1 else a[0], step.params(read))
                 results = [results] if len(step.outputs) == 1 else results
             elif op in constants:
-                results = op((lambda value: jax.lax.stop_gradient(read(value))) if op.live and hold else read)
+                results = op((lambda v: _constant(read(v)) if v.live else read(v)) if hold else read)
             else:  # part of a step
                 continue
             env.update(zip(op.outputs, results, strict=True))
@@ -261,6 +265,15 @@ def _segments(ops: Sequence[Op]) -> list[list[Op]]:
     count = math.isqrt(sum(op.name in ("dot_general", "conv_general_dilated") for op in ops)) + 1
     number = np.minimum(sizes * count // max(sizes[-1], 1), count - 1)
     return [[op for op, n in zip(ops, number, strict=True) if n == i] for i in range(count)]
+
+
+@jax.custom_vjp
+def _constant(x: Any) -> Any:
+    """The value, constant to relevance, but not to derivatives of relevance."""
+    return x
+
+
+_constant.defvjp(lambda x: (x, None), lambda _, R: (None,))
 
 
 def carry_relevance(step: Step) -> Callable[[Any, Any], Any]:
@@ -327,6 +340,17 @@ def _check_classes(logits: Any) -> None:
     if logits.ndim == 0:
         raise ValueError(
             "the function returned a scalar, but a target counts along an axis of classes; return shape (1,)."
+        )
+
+
+def check_rows(logits: Any, x: Any) -> None:
+    """Raises where one output for each example would be taken for the classes of a single one."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(x)]
+    if logits.ndim == 1 and logits.size > 1 and all(len(s) > 1 and s[0] == logits.size for s in shapes):
+        n = logits.size
+        raise ValueError(
+            f"the function returned shape ({n},), and the explained argument has as many rows. If that is one output"
+            f" for each of {n} examples, return shape ({n}, 1); if it is {n} classes of one example, shape (1, {n})."
         )
 
 

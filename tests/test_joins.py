@@ -61,6 +61,24 @@ def test_softmax_is_found_and_has_its_closed_form(softmax):
     close(explained(softmax), X * (R - p * R.sum(-1, keepdims=True)))
 
 
+def test_what_is_subtracted_from_the_logits_belongs_to_them_unless_it_is_their_maximum():
+    u = X - X**2
+    p = jax.nn.softmax(u)
+    R_u = u * (R - p * R.sum(-1, keepdims=True))
+    found = explained(lambda x: SOFTMAX["by hand"](x - x * x))
+    close(found, X * R_u / u - X**2 * R_u / u)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [jax.nn.logsumexp, lambda x: jax.nn.logsumexp(x, where=MASK), lambda x: jnp.exp(x).astype(jnp.float32).sum()],
+    ids=["plain", "masked", "converted"],
+)
+def test_sums_of_exponentials_have_no_shares(fn):
+    with pytest.raises(lrp_jax.UncoveredOpError, match="pass `reduce_sum`"):
+        lrp_jax.lrp(lambda x: fn(x)[None], rules.Zero())(X)
+
+
 def test_softmax_along_other_axes_and_with_a_temperature():
     p = jax.nn.softmax(X / 3, axis=(1, 2))
     close(explained(lambda x: jax.nn.softmax(x / 3, axis=(1, 2))), X / 3 * (R - p * R.sum((1, 2), keepdims=True)))
@@ -130,6 +148,7 @@ NORMALIZATIONS = {
 
 
 @pytest.mark.parametrize(("fn", "expected"), NORMALIZATIONS.values(), ids=NORMALIZATIONS)
+@pytest.mark.filterwarnings("ignore:the mean at")
 def test_normalization_holds_its_statistics_constant(fn, expected):
     found = set(kinds(fn))
     assert "normalization" in found
@@ -230,6 +249,16 @@ def test_cp_lrp_is_gradient_times_input_with_attention_held():
     close(found, X * back(R / z)[0], rtol=1e-9)
     plan = lrp_jax.plan(fn, composites.cp_lrp())(PARAMS, X)
     assert str(plan).splitlines()[-1] == "held constant: q, k"
+
+
+def test_attention_is_held_whatever_the_range_of_values():
+    def fn(p, x):
+        q, k, v = (x @ p[name] for name in "qkv")
+        return (jax.nn.softmax(q @ k.T).astype(v.dtype) @ jax.nn.sigmoid(v)) @ p["o"]
+
+    for x in (lrp_jax.plan(fn, composites.cp_lrp())(PARAMS, X[0]),):
+        assert "attention" in [step.kind for step in x.steps]
+        assert str(x).splitlines()[-1] == "held constant: q, k"
 
 
 def test_attn_lrp_is_its_published_rules_one_after_the_other():

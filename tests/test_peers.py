@@ -133,6 +133,7 @@ def rule(spec):
     raise NotImplementedError(spec)
 
 
+@pytest.mark.filterwarnings("ignore:the mean at")  # Julia counts examples last
 @covered(("captum/", "relevancepropagation.jl/"))
 def test_literals(case):
     if case["id"].endswith("modify_gamma_params"):

@@ -75,7 +75,8 @@ def test_other_steps():
         "scale",
         "activation",
     ]
-    assert kinds(lambda w, x: 3.0 - x @ w, W, X) == ["dense", "shift"]
+    assert kinds(lambda w, x: 3.0 - x @ w, W, X) == ["dense"]
+    assert kinds(lambda w, x: jnp.cumsum(x, 0) + 3.0, W, X) == ["sum", "shift"]
     assert kinds(lambda w, x: -(x - x[::-1]), W, X) == ["rev", "add", "scale"]
     assert kinds(lambda w, x: x.mean(1, keepdims=True) + x.max(1, keepdims=True), W, X)[-1] == "add"
     assert kinds(lambda w, x: jnp.tanh(x) + jnp.tanh(x) @ w, W, X) == ["activation", "activation", "dense", "add"]
@@ -180,6 +181,72 @@ def test_batch_norm_merged_by_hand_gives_the_same_relevance():
         np.testing.assert_allclose(lrp_jax.lrp(fn, c)((*params, norms), x, target=1), expected, rtol=1e-10, atol=1e-12)
 
 
+CONV = np.random.default_rng(0).normal(size=(3, 3, 2, 4))
+NORM = dict(zip(("scale", "bias", "mean"), np.random.default_rng(1).normal(size=(3, 4)), strict=True)) | {"var": 2.0}
+
+
+def conv_norm(p, x):
+    z = jax.lax.conv_general_dilated(x, p["conv"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jax.nn.relu(batch_norm(p["norm"], z + p["bias"])).sum((1, 2))
+
+
+@pytest.mark.usefixtures("lenient")
+@pytest.mark.parametrize("rule", [rules.ZPlus(), rules.Gamma(), rules.AlphaBeta(), rules.Flat()], ids=str)
+def test_batch_norm_is_merged_however_examples_are_counted(rule):
+    params = {"conv": CONV, "norm": NORM, "bias": np.array([0.3, -0.2, 0.1, 0.4])}
+    x = np.random.default_rng(2).normal(size=(6, 5, 5, 2))
+    expected = lrp_jax.lrp(conv_norm, rule)(params, x, target=2)
+    one = lambda p, x: conv_norm(p, x[None])[0]
+    mapped = jax.vmap(one, (None, 0))
+
+    def batches(p, x):  # as Flax counts more axes of examples than one
+        z = jax.lax.conv_general_dilated(
+            x.reshape(6, 5, 5, 2), p["conv"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jax.nn.relu(batch_norm(p["norm"], (z + p["bias"]).reshape(2, 3, 5, 5, 4))).sum((2, 3))
+
+    for fn, given in ((mapped, x), (batches, x.reshape(2, 3, 5, 5, 2))):
+        assert "scale" not in kinds(fn, params, given)
+        found = lrp_jax.lrp(fn, rule)(params, given, target=2)
+        np.testing.assert_allclose(found.reshape(x.shape), expected, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(lrp_jax.lrp(one, rule)(params, x[1], target=2), expected[1], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.usefixtures("lenient")
+@pytest.mark.parametrize("rule", [rules.ZPlus(), rules.AlphaBeta(), rules.ZBox(-1, 1)], ids=str)
+def test_a_sign_turned_is_part_of_the_layer(rule):
+    b = np.array([0.5, -0.2, 0.1, 0.3])
+    expected = lrp_jax.lrp(lambda w, x: x @ -w - b, rule)(W, X, target=1)
+    for fn in (lambda w, x: -(x @ w + b), lambda w, x: -b - x @ w):
+        np.testing.assert_allclose(lrp_jax.lrp(fn, rule)(W, X, target=1), expected, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("lenient")
+@pytest.mark.parametrize("rule", [rules.Flat(), rules.ZBox(-3, 3)], ids=str)
+def test_masks_made_of_the_input_are_no_weights_of_a_batch_of_one(rule):
+    fn = lambda w, x: (x * (x[:, ::-1] > 0)) @ w
+    every = lrp_jax.lrp(fn, rule)(W, X, target=1)
+    for i in range(len(X)):
+        np.testing.assert_allclose(lrp_jax.lrp(fn, rule)(W, X[i : i + 1], target=1), every[i : i + 1], rtol=1e-12)
+
+
+def test_a_sum_leaves_the_factor_of_a_called_activation_to_it():
+    act = jax.jit(lambda z: 1.7 * jnp.tanh(0.5 * z))
+    fn = lambda w, x: act(x.sum(1)) @ w
+    x = np.random.default_rng(0).normal(size=(2, 5, 4))
+    np.testing.assert_allclose(lrp_jax.lrp(fn, rules.Zero())(W, x, target=1).sum((1, 2)), fn(W, x)[:, 1])
+
+
+@pytest.mark.usefixtures("lenient")
+def test_layers_in_half_precision_take_factors_behind_a_conversion():
+    def fn(w, x):  # x (N, 1, L)
+        z = jax.lax.conv(x.astype(jnp.bfloat16), w, (1,), "VALID")
+        return z[:, :, 0].astype(jnp.float32) * jnp.float32(0.5)
+
+    found = lrp_jax.lrp(fn, rules.Zero())(np.ones((1, 1, 4), jnp.bfloat16), np.float32(np.abs(X[:, None])))
+    np.testing.assert_allclose(found, np.abs(X[:, None]) / 2, rtol=2e-2)
+
+
 def test_without_merging_batch_norm_is_a_step_of_its_own():
     rng = np.random.default_rng(0)
     norm = {k: f(rng.normal(size=(1, 1, 1, 4))) for k, f in MOMENTS.items()}
@@ -272,6 +339,12 @@ def test_rectifiers_are_seen(f):
     assert forms(fn, rules.Gamma(), params, jnp.abs(X))["b"] == rules.Gamma(nonnegative=True)
     squared = forms(lambda w, x: fn(w, x * x), rules.Gamma(), params, X)
     assert squared["a"] == rules.Gamma(generalized=False, nonnegative=True)
+
+
+def test_bounds_of_a_clamp_that_cross_are_no_bounds():
+    fn = lambda p, x: (jnp.abs(x)[:, ::-1] * jax.lax.clamp(jnp.zeros((1, 1)), p["scale"], p["high"])).cumsum(1) @ p["w"]
+    params = {"scale": np.ones((1, 1)), "high": -np.ones((1, 1)), "w": W}
+    assert forms(fn, rules.Gamma(), params, X)["w"] == rules.Gamma()
 
 
 @pytest.mark.parametrize("above", [rules.Flat(), rules.WSquare(), rules.ZBox(-1, 1)], ids=str)
@@ -392,6 +465,40 @@ def test_the_overview_composite_on_vgg16_is_that_of_the_chapter():
 def test_composites_that_do_not_fit_say_so(composite, error, message):
     with pytest.raises(error, match=message):
         lrp_jax.plan(cnn, composite)(cnn_params(), images())
+
+
+@pytest.mark.parametrize("name", ["linear", "batch_norm", "gelu"])
+def test_what_is_no_kind_is_an_error(name):
+    with pytest.raises(ValueError, match=rf'kind\("{name}"\): no step is of the kind .*; there are activation, add, a'):
+        lrp_jax.plan(cnn, composites.epsilon_plus() + [(kind(name), rules.Epsilon())])(cnn_params(), images())
+
+
+SEPARATE = {
+    "two trees": (lambda p, q, x: jax.nn.relu(x @ p["w"]) @ q["w"], ({"w": W}, {"w": W + 1})),
+    "one vector": (
+        lambda p, x: jax.nn.relu(x @ p["v"][:16].reshape(4, 4)) @ p["v"][16:].reshape(4, 4),
+        ({"v": np.arange(32.0)},),
+    ),
+    "a stack of stacks": (lambda p, x: jax.nn.relu(x @ p["w"][0, 1]) @ p["w"][1, 0], ({"w": np.ones((2, 2, 4, 4))},)),
+    "columns": (lambda p, x: jax.nn.relu(x @ p["w"][:, :4]) @ p["w"][:, 4:], ({"w": np.ones((4, 8))},)),
+    "one factor": (lambda p, x: jax.nn.relu(x @ (p["s"] * p["v"])) @ (p["s"] * p["w"]), ({"s": 2.0, "v": W, "w": W},)),
+}
+
+
+@pytest.mark.usefixtures("lenient")
+@pytest.mark.parametrize(("fn", "params"), SEPARATE.values(), ids=SEPARATE)
+def test_layers_with_weights_of_their_own_are_told_apart(fn, params):
+    plan = lrp_jax.plan(fn, [(kind("dense"), rules.Zero()), (first(), rules.Flat())])(*params, X)
+    assert [step.rule for step in plan.steps if step.kind == "dense"] == [rules.Flat(), rules.Zero()]
+
+
+def test_positions_count_what_relevance_takes():
+    def fn(p, x):
+        return (jax.nn.sigmoid(x @ p["gate"]) * (x @ p["signal"])) @ p["out"]
+
+    plan = lrp_jax.plan(fn, [(kind("dense"), rules.Zero()), ("gate", rules.Zero()), (first(), rules.Flat())])
+    found = plan({"gate": W, "signal": W, "out": W}, X)
+    assert {s.name: s.rule for s in found.steps if s.kind == "dense"} == {"signal": rules.Flat(), "out": rules.Zero()}
 
 
 def test_a_kind_that_a_model_lacks_is_no_error():

@@ -84,6 +84,14 @@ def test_stabilizers(stabilizer, expected):
     np.testing.assert_allclose(stabilizer(jnp.array([[-2.0, 0.0, 1.0]])), [expected], rtol=1e-14)
 
 
+def test_any_function_of_z_may_stabilize():
+    a, R = np.array([[1.0, -1.0]]), np.array([[3.0]])
+    layer = lambda a, params: a @ params[0]
+    shifted = Epsilon(lambda z: z + 1)
+    np.testing.assert_allclose(shifted(layer, a, (np.ones((2, 1)), None), R), [[3.0, -3.0]])
+    assert str(Epsilon(abs)) == "Epsilon(eps=abs)"
+
+
 def test_root_mean_square_over_the_sample_or_the_tensor():
     z = np.array([[3.0, 4.0], [0.0, 0.0]])
     np.testing.assert_allclose(Stabilizer(2.0, norm="sample")(z), z + 2 * np.sqrt([[12.5], [0.0]]))

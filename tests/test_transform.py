@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from networks import cnn, cnn_params, dense, images
 
 import lrp_jax
-from lrp_jax import composites, rules
+from lrp_jax import composites, methods, rules
 from lrp_jax.composites import kind
 from lrp_jax.models.vgg import VGG
 
@@ -298,12 +298,81 @@ def test_an_operation_without_a_rule_is_named_with_its_line_and_the_way_out():
         (lambda z: jax.nn.one_hot(jnp.argmax(z, -1), 2), "`argmax` at .* makes int.*mark a function around it"),
         (lambda z: jnp.round(z).astype(int).astype(float), "`convert_element_type` at .* makes int64"),
         (lambda z: jax.lax.cond(z[0, 0] > 0, jnp.exp, jnp.sin, z), "the course of `cond` at .*depends on the expl"),
-        (lambda z: jax.lax.while_loop(lambda z: z.sum() < 9, lambda z: z + 1, z), "the course of `while`"),
+        (
+            lambda z: jax.lax.while_loop(lambda z: z.sum() < 9, lambda z: z + 1, z),
+            "pass the `while` at .*how many steps",
+        ),
     ],
 )
 def test_nothing_uncovered_passes_in_silence(op, message):
     fn = lambda w, x: jnp.real(op(x @ w)) @ w
     fails(lrp_jax.UncoveredOpError, message, lambda: lrp_jax.lrp(fn, rules.Zero())(np.eye(2), np.ones((1, 2))))
+
+
+def squeezed(w, x):
+    return (x @ w)[:, 0]
+
+
+def test_one_output_for_each_example_is_not_taken_for_classes():
+    w, x = np.ones((6, 1)), np.arange(24.0).reshape(4, 6)
+    message = r"returned shape \(4,\), .* of 4 examples, return shape \(4, 1\); .* shape \(1, 4\)"
+    for explain in (lrp_jax.lrp(squeezed, rules.Zero()), methods.gradient(squeezed)):
+        fails(ValueError, message, lambda explain=explain: explain(w, x))
+        fails(ValueError, message, lambda explain=explain: explain(w, x, target=0))
+    explain = lrp_jax.lrp(squeezed, rules.Zero())
+    fails(ValueError, message, lambda: explain.prepare(w, x))
+    np.testing.assert_allclose(explain(w, x, relevance=x.sum(1)), x)
+    kept = lrp_jax.lrp(lambda w, x: x @ w, rules.Zero())
+    np.testing.assert_allclose(kept(w, x), x)
+    np.testing.assert_allclose(jax.vmap(lrp_jax.lrp(lambda w, x: x @ w, rules.Zero()), (None, 0))(w, x), x)
+    nodes = lrp_jax.lrp(lambda w, x: squeezed(w, x)[None], rules.Zero())
+    np.testing.assert_allclose(nodes(w, x, target=2), x * (np.arange(4) == 2)[:, None])
+
+
+def test_a_softmax_at_the_end_is_refused_unless_it_is_said_where_relevance_starts():
+    fn = lambda w, x: jax.nn.softmax(x @ w)
+    w, x = np.eye(3), np.array([[1.0, 2.0, 3.0]])
+    for of in (lrp_jax.lrp, lrp_jax.conservation):
+        message = r"ends in a softmax \(.*test_transform.py.*return the logits before it"
+        fails(ValueError, message, lambda of=of: of(fn, rules.Zero())(w, x))
+    p = np.asarray(jax.nn.softmax(x))
+    R = np.array([[0.0, 1.0, 0.0]])
+    np.testing.assert_allclose(lrp_jax.lrp(fn, rules.Zero())(w, x, relevance=R), x * (R - p))
+
+
+def test_statistics_of_the_batch_are_warned_of():
+    standardized = lambda x: (x - x.mean(0, keepdims=True)) * jax.lax.rsqrt(x.var(0, keepdims=True) + 1e-5)
+    fn = lambda w, x: standardized(x @ w) @ w
+    x = np.random.default_rng(0).normal(size=(4, 3))
+    with pytest.warns(
+        UserWarning, match=r"the mean at .*test_transform.py.* is taken over all 4 examples.*train=False"
+    ):
+        lrp_jax.lrp(fn, rules.Zero())(np.eye(3), x)
+    lrp_jax.lrp(fn, rules.Zero())(np.eye(3), x[:1])
+
+
+@pytest.mark.parametrize("rule", [rules.Epsilon(0.1), rules.Gamma()], ids=str)
+def test_derivatives_of_relevance_are_those_of_its_formula(rule):
+    """Also where values are held constant to relevance: gates, and statistics of a normalization."""
+    rng = np.random.default_rng(0)
+    params = {name: rng.normal(size=(3, 3)) for name in ("signal", "gate", "out")}
+
+    def fn(p, x):
+        h = jnp.tanh(x @ p["signal"]) * jax.nn.sigmoid(x @ p["gate"])
+        return jax.nn.standardize(h, epsilon=1e-3) @ p["out"]
+
+    x, first = rng.normal(size=(2, 3)), rng.normal(size=(2, 3))
+    explain = lrp_jax.lrp(fn, rule)
+    score = lambda params, x: jnp.sum(explain(params, x, target=1) * first)
+    slopes, step = jax.grad(score, (0, 1))(params, x), 1e-6
+    for path, value in jax.tree.leaves_with_path((params, x)):
+        change = rng.normal(size=value.shape) * step
+        (slope,) = (s for at, s in jax.tree.leaves_with_path(slopes) if at == path)
+        up, down = (
+            score(*jax.tree.map_with_path(lambda at, v, d=sign * change, p=path: v + d if at == p else v, (params, x)))
+            for sign in (1, -1)
+        )
+        np.testing.assert_allclose((slope * change).sum(), (up - down) / 2, rtol=1e-5, err_msg=str(path))
 
 
 def test_unclear_arguments_are_refused():

@@ -21,6 +21,9 @@ from lrp_jax import rules
 WEIGHTED = ("dense", "conv")
 """Kinds of layers that carry weights."""
 
+_KINDS = rules.LINEAR | rules.PRODUCTS | {"max_pool", "activation", "softmax", "layer"}
+"""Kinds of steps; an operation that is none of them, and no mere move, has its own name for its kind."""
+
 
 class Step(Protocol):
     """What a selector may ask of a step of the plan."""
@@ -30,7 +33,7 @@ class Step(Protocol):
     @property
     def kind(self) -> str: ...
     @property
-    def path(self) -> str: ...
+    def weight(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +99,7 @@ def _layers(steps: Sequence[Step], kinds: tuple[str, ...]) -> list[list[Step]]:
     layers: dict[Any, list[Step]] = {}
     for step in steps:
         if step.kind in kinds:
-            layers.setdefault(step.path or id(step), []).append(step)
+            layers.setdefault((step.kind, step.weight or id(step)), []).append(step)
     return list(layers.values())
 
 
@@ -115,12 +118,11 @@ def kind(*kinds: str) -> Position:
 
 def _known(kinds: tuple[str, ...]) -> tuple[str, ...]:
     """The kinds; raises ValueError where one is nearly a known one."""
-    known = sorted(rules.LINEAR | rules.PRODUCTS | {"max_pool", "activation", "softmax", "layer"})
     for name in kinds:
         if not isinstance(name, str):
             raise TypeError(f"kinds of layers are named, such as 'conv'; got {name!r}.")
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-        if near and name not in known and name not in rules.MOVES:
+        near = difflib.get_close_matches(name, sorted(_KINDS), n=1, cutoff=0.75)
+        if near and name not in _KINDS and name not in rules.MOVES:
             raise ValueError(f"no kind {name!r}; did you mean {near[0]!r}?")
     return kinds
 
@@ -175,15 +177,20 @@ class Composite:
         width = max((len(s) for s, _ in rows), default=0)
         return "\n".join(f"{s:<{width}} -> {rule}" for s, rule in rows)
 
-    def assign(self, steps: Sequence[Step]) -> list[rules.Rule | None]:
+    def assign(self, steps: Sequence[Step], named: Sequence[Step] = ()) -> list[rules.Rule | None]:
         """The rule of each step, None where no entry selects it.
 
+        Args:
+            steps: the steps, in order, among which positions count.
+            named: all the steps that names may name, if more.
+
         Raises:
-            ValueError: a name or pattern that selects nothing; the message lists the nearest names.
+            ValueError: a name or pattern that selects nothing, or a kind that is none; the message lists the nearest.
         """
         chosen: dict[int, rules.Rule] = {}
         for selector, rule in self.entries:
-            chosen |= dict.fromkeys(map(id, _select(selector, steps)), rule)
+            among = named or steps if isinstance(selector, str) else steps
+            chosen |= dict.fromkeys(map(id, _select(selector, among)), rule)
         return [chosen.get(id(step)) for step in steps]
 
 
@@ -219,6 +226,9 @@ def _checked(entry: Any) -> tuple[Any, rules.Rule]:
 
 def _select(selector: Selector, steps: Sequence[Step]) -> list[Step]:
     if isinstance(selector, Position | End):
+        if strange := set(selector.kinds) - _KINDS - rules.MOVES - {step.kind for step in steps}:
+            here = ", ".join(sorted({step.kind for step in steps} - rules.MOVES))
+            raise ValueError(f"{selector}: no step is of the kind {min(strange)!r}; there are {here}.")
         return selector.among(steps)
     if not isinstance(selector, str):
         return [step for step in steps if selector(step)]
