@@ -1,6 +1,6 @@
 """Layer-wise Relevance Propagation as a JAX transformation: `lrp` is for relevance what `jax.grad` is for gradients."""
 
-from lrp_jax import composites, outputs, rules
+from lrp_jax import composites, methods, outputs, rules
 from lrp_jax._plan import Plan, UncoveredOpError, plan
 from lrp_jax.composites import Composite
 from lrp_jax.ledger import Ledger, conservation
@@ -17,6 +17,7 @@ __all__ = [
     "conservation",
     "layer",
     "lrp",
+    "methods",
     "outputs",
     "plan",
     "rules",

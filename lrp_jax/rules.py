@@ -206,6 +206,10 @@ class Gamma(LinearRule):
     generalized: bool = True
     nonnegative: bool = False
 
+    def __post_init__(self):
+        super().__post_init__()
+        check_not_negative("Gamma gamma", self.gamma)
+
     def __call__(self, layer, a, params, R):
         favour = functools.partial(jax.tree.map, lambda p, favoured: p + self.gamma * favoured)
         boosted = self.with_bias(favour(params, positive(params)), params)

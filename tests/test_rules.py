@@ -240,6 +240,7 @@ def test_rules_print_in_few_words():
     ("make", "message"),
     [
         (lambda: AlphaBeta(2, 0.5), "alpha - beta must be 1"),
+        (lambda: Gamma(-1), "Gamma gamma must not be negative; got -1"),
         (lambda: ZBox(1, 0), "low must not exceed high"),
         (lambda: Epsilon(bias="drop"), "expected 'absorb', 'keep', 'ignore' or 'share'"),
         (lambda: Stabilizer(mode="plus"), "mode 'plus': expected"),
