@@ -90,7 +90,7 @@ def steps_of(graph: Graph, *, merge: bool = True) -> list[Step]:
     for op in graph.ops:
         if op.name in rules.MOVES and not shares.isdisjoint(op.live_inputs):
             shares.update(op.outputs)
-    gates = {v: 1 + (v in shares) for v in gates}
+    gates = {v: 2 if v in shares else 1 for v in gates}  # a share of a softmax is rather a gate than what is bounded
     for op in graph.ops:
         if op.live and op not in taken:
             step = _step(graph, op, taken, gates, merge)

@@ -64,8 +64,8 @@ def test_activations_hand_relevance_on_unchanged(f):
     _, layers = lrp_jax.lrp(fn, rules.Zero(), layers=True)(W, X, target=1)
     R = lrp_jax.lrp(fn, rules.Zero())(W, X, target=1)
     expected = np.where([False, True, False, False], f(X), 0)  # identity weights: all relevance stays in place
-    np.testing.assert_allclose(R, expected, rtol=1e-12)
-    np.testing.assert_allclose(layers["output"], expected, rtol=1e-12)
+    np.testing.assert_allclose(R, expected, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(layers["output"], expected, rtol=1e-12, atol=1e-14)
 
 
 def test_other_steps():
@@ -481,6 +481,7 @@ SEPARATE = {
     ),
     "a stack of stacks": (lambda p, x: jax.nn.relu(x @ p["w"][0, 1]) @ p["w"][1, 0], ({"w": np.ones((2, 2, 4, 4))},)),
     "columns": (lambda p, x: jax.nn.relu(x @ p["w"][:, :4]) @ p["w"][:, 4:], ({"w": np.ones((4, 8))},)),
+    "signs turned": (lambda p, x: jax.nn.relu(-x @ p["w"]) @ p["v"], ({"w": W, "v": W},)),
     "one factor": (lambda p, x: jax.nn.relu(x @ (p["s"] * p["v"])) @ (p["s"] * p["w"]), ({"s": 2.0, "v": W, "w": W},)),
 }
 
