@@ -353,6 +353,13 @@ def test_rules_that_reward_zeros_forbid_the_simple_form(above):
     assert plan({"a": W, "b": W}, X).steps[1].rule == rules.Gamma(nonnegative=True)
 
 
+def test_so_do_derivatives_in_the_middle():
+    fn = lambda w, x: jax.nn.relu(jax.nn.relu((x * x) @ w["a"]) @ w["b"]) @ w["c"]
+    composite = [("a", rules.Gamma()), ("b", composites.zennit.Derivative()), ("c", rules.Epsilon())]
+    plan = lrp_jax.plan(fn, composite)({"a": W, "b": W, "c": W}, X)
+    assert [step.rule for step in plan.steps if step.name == "a"] == [rules.Gamma(nonnegative=True)]
+
+
 @pytest.mark.parametrize("rule", [rules.Gamma(0.5), rules.AlphaBeta(), rules.ZPlus()], ids=str)
 @pytest.mark.parametrize("top", [rules.Epsilon(), rules.Flat()], ids=str)
 def test_chosen_forms_give_the_relevance_of_the_general_form(rule, top):
