@@ -131,7 +131,7 @@ def _tell_weights_apart(graph: Graph, steps: Sequence[Step]) -> None:
             known |= {v: numbers.setdefault((*made, i), len(numbers) + 1) for i, v in enumerate(op.outputs)}
     for step in steps:
         if step.path and step.kind in WEIGHTED:
-            (weight,) = next(op for op in step.ops if op.name in ("dot_general", "conv_general_dilated")).dead_inputs
+            (weight,) = next(op for op in step.ops if op.name == step.op).dead_inputs
             step.weight = number(weight)
 
 

@@ -84,13 +84,13 @@ def steps_of(graph: Graph, *, merge: bool = True) -> list[Step]:
     for op, join in joins.items():  # what lies within may be read elsewhere, so it has steps of its own
         steps[op] = _joined(join)
         taken.add(op)
-    bounds = _signs.intervals(graph, [op.output for op, join in joins.items() if join.kind == "softmax"])
-    gates = {v for v, (low, high) in bounds.items() if low >= 0 and high <= 1}
     shares = {op.output for op, join in joins.items() if join.kind == "softmax"}
+    bounds = _signs.intervals(graph, shares)
     for op in graph.ops:
         if op.name in rules.MOVES and not shares.isdisjoint(op.live_inputs):
             shares.update(op.outputs)
-    gates = {v: 2 if v in shares else 1 for v in gates}  # a share of a softmax is rather a gate than what is bounded
+    # a share of a softmax is rather a gate than what is merely bounded
+    gates = {v: 2 if v in shares else 1 for v, (low, high) in bounds.items() if low >= 0 and high <= 1}
     for op in graph.ops:
         if op.live and op not in taken:
             step = _step(graph, op, taken, gates, merge)
@@ -390,12 +390,7 @@ def _total(graph: Graph, op: Op, kind: str, taken: set[Op]) -> Step:
     function, _ = _function([op], op.inputs)
     ops, factor = [op], lambda read: _unit(op)
     user = graph.sole_user(op.output)
-    if (
-        user
-        and user not in taken
-        and len(user.live_inputs) == 1
-        and (user.name == "mul" or (user.name == "div" and user.inputs[0].live))
-    ):
+    if user and user not in taken and user.name in _FACTORS and _by_element(user):
         ops, factor = [op, user], _factor(user, op.output)
 
     def layer(a, params):

@@ -208,9 +208,8 @@ def conservation(
             logits, back = jax.vjp(forward, args[argnum], blank)
             if logits.shape[:1] != (1,):
                 raise ValueError(
-                    f"for one example the function returned logits of shape {logits.shape}; expected one row. Where it"
-                    " reads other arrays with a row for each example, such as a mask, make them arguments, and name"
-                    " those in `batched`."
+                    f"for one example the function returned logits of shape {logits.shape}; expected one row. What"
+                    " it closes over for all examples, such as a mask, has to be an argument, named in `batched`."
                 )
             R = start(output, logits, target, relevance)
             if R.shape != logits.shape:
