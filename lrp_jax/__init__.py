@@ -1,21 +1,26 @@
-"""Layer-wise Relevance Propagation as a JAX transformation: `lrp` is for relevance what `jax.grad` is for gradients."""
+"""Layer-wise Relevance Propagation as a JAX transformation: `jax.grad` gives gradients, `lrp` gives relevance."""
 
-from lrp_jax import composites, methods, outputs, rules
-from lrp_jax._plan import Plan, UncoveredOpError, plan
+from lrp_jax import composites, evaluation, methods, outputs, rules
+from lrp_jax.api import Explainer, Explanation, Prepared, lrp, plan
 from lrp_jax.composites import Composite
-from lrp_jax.ledger import Ledger, conservation
-from lrp_jax.marker import layer
-from lrp_jax.transform import lrp
-from lrp_jax.tuning import tune
+from lrp_jax.conservation import conservation
+from lrp_jax.custom_rule import custom_rule
+from lrp_jax.evaluation import tune
+from lrp_jax.ledger import Ledger
+from lrp_jax.planning import Plan, UncoveredOpError
 
 __all__ = [
     "Composite",
+    "Explainer",
+    "Explanation",
     "Ledger",
     "Plan",
+    "Prepared",
     "UncoveredOpError",
     "composites",
     "conservation",
-    "layer",
+    "custom_rule",
+    "evaluation",
     "lrp",
     "methods",
     "outputs",

@@ -1,56 +1,77 @@
-"""Where relevance starts: functions `(logits, target) -> R` of logits (..., K) and class indices (...).
+"""Output functions `(logits, target) -> R`: the relevance at the output, where the relevance pass starts.
 
-`one_hot`, `logit`, `probability`, `sigmoid`, `sigmoid_logit` and `log_odds` are such functions; `contrast`, `pairwise`,
-`several`, `regression` and `masked` make one. Any function of yours with this signature is one, too.
+`logits` has shape (..., K). `target` has shape (...) and contains class indices. `R` has the shape of the logits.
+
+`one_hot`, `logit`, `probability`, `sigmoid`, `sigmoid_logit` and `log_odds` are output functions. `contrast`,
+`pairwise`, `several`, `regression` and `masked` have parameters and return an output function. You can also write your
+own with this signature.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, ArrayLike, Float, Int
+
 Output = Callable[[jax.Array, jax.Array], jax.Array]
+"""From logits (..., K) and class indices (...) to the relevance at the output (..., K)."""
 
 
-def one_hot(logits: jax.Array, target: jax.Array) -> jax.Array:
-    """1 at the target, 0 elsewhere: relevance as shares of the explained output."""
+def one_hot(logits: Float[Array, "*batch K"], target: Int[Array, "*batch"]) -> Float[Array, "*batch K"]:
+    """1 at the target, 0 elsewhere. Without losses, the relevance of the input then sums to 1."""
     return jax.nn.one_hot(target, logits.shape[-1], dtype=logits.dtype)
 
 
-def _at(target: jax.Array, values: jax.Array) -> jax.Array:
-    """The target's value, 0 elsewhere."""
+def _at(target: Int[Array, "*batch"], values: Float[Array, "*batch K"]) -> Float[Array, "*batch K"]:
+    """The value of the target, 0 elsewhere."""
     return jnp.where(one_hot(values, target) == 1, values, jnp.zeros((), values.dtype))
 
 
-def logit(logits: jax.Array, target: jax.Array) -> jax.Array:
-    """The target's logit z_c (Bach et al. 2015; Montavon et al. 2019)."""
+def logit(logits: Float[Array, "*batch K"], target: Int[Array, "*batch"]) -> Float[Array, "*batch K"]:
+    """The logit z_c of the target c, 0 elsewhere.
+
+    Bach et al. 2015, "On Pixel-Wise Explanations"; Montavon et al. 2019, "Layer-Wise Relevance Propagation: An
+    Overview".
+    """
     return _at(target, logits)
 
 
-def probability(logits: jax.Array, target: jax.Array) -> jax.Array:
-    """The target's softmax probability, exp(z_c) / sum_c' exp(z_c')."""
+def probability(logits: Float[Array, "*batch K"], target: Int[Array, "*batch"]) -> Float[Array, "*batch K"]:
+    """The softmax probability of the target, exp(z_c) / sum_c' exp(z_c'), 0 elsewhere."""
     return _at(target, jax.nn.softmax(logits))
 
 
-def sigmoid(logits: jax.Array, target: jax.Array) -> jax.Array:
-    """The target's own probability, 1 / (1 + exp(-z_c)), where classes do not exclude each other."""
+def sigmoid(logits: Float[Array, "*batch K"], target: Int[Array, "*batch"]) -> Float[Array, "*batch K"]:
+    """The sigmoid of the target's logit, 1 / (1 + exp(-z_c)), 0 elsewhere. For classes that are not exclusive."""
     return _at(target, jax.nn.sigmoid(logits))
 
 
-def sigmoid_logit(probabilities: jax.Array, target: jax.Array) -> jax.Array:
-    """The logit log(p_c / (1 - p_c)) of a network that ends in a sigmoid, and so returns p_c."""
+def sigmoid_logit(probabilities: Float[Array, "*batch K"], target: Int[Array, "*batch"]) -> Float[Array, "*batch K"]:
+    """The logit log(p_c / (1 - p_c)) of the target, 0 elsewhere. For networks that end in a sigmoid and return p_c."""
     return _at(target, jax.scipy.special.logit(probabilities))
 
 
 def contrast(*others: int) -> Output:
-    """The target against other classes, by default all: R_c = z_c, and R_c' = -z_c' softmax(z)_c' over the others.
+    """The target c against other classes c': R_c = z_c, and R_c' = -z_c' softmax(z)_c'.
 
-    With LRP-0 on the top layer these are the relevances `R_{c,c'} = z_{c,c'} exp(-z_{c,c'}) / sum exp(-z_{c,c'})` of
-    the differences `z_{c,c'} = z_c - z_c'` (Montavon et al. 2019, section 10.3).
+    The softmax is over the other classes. With LRP-0 for the last layer, this is equal to the relevance
+    `z_{c,c'} exp(-z_{c,c'}) / sum_c' exp(-z_{c,c'})` of each difference `z_{c,c'} = z_c - z_c'`.
+
+    Args:
+        others: the indices of the other classes; by default all except the target.
+
+    Raises (when called):
+        ValueError: a class index is out of range.
+
+    Montavon et al. 2019, section 10.3.
     """
 
-    def output(logits, target):
+    def output(logits: Float[Array, "*batch K"], target: Int[Array, "*batch"]) -> Float[Array, "*batch K"]:
         _check_classes(others, logits)
         chosen = one_hot(logits, target)
         if others:
@@ -64,10 +85,11 @@ def contrast(*others: int) -> Output:
     return output
 
 
-def log_odds(logits: jax.Array, target: jax.Array) -> jax.Array:
-    """The log-odds eta_c = log P(c) / (1 - P(c)) = -log sum_{c' != c} exp(-(z_c - z_c')): `contrast` with all others.
+def log_odds(logits: Float[Array, "*batch K"], target: Int[Array, "*batch"]) -> Float[Array, "*batch K"]:
+    """The log-odds of the target, eta_c = log(P_c / (1 - P_c)) = -log sum_{c' != c} exp(-(z_c - z_c')).
 
-    Relevance sums to the softly weighted margin over the others, which is eta_c plus the entropy of those weights.
+    This is `contrast()` with all other classes. Its sum is z_c - sum_c' softmax(z)_c' z_c', with the softmax over the
+    other classes. This is eta_c plus the entropy of the softmax.
 
     Montavon et al. 2019, section 10.3.
     """
@@ -75,14 +97,14 @@ def log_odds(logits: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def pairwise(other: int) -> Output:
-    """The target against one other class: z_c - z_other."""
+    """The target against one other class: z_c at the target, -z_other at the other class."""
     return contrast(other)
 
 
 def several(*classes: int) -> Output:
-    """The logits of all these classes at once, whatever the target."""
+    """The logits of these classes, 0 elsewhere. The target has no effect."""
 
-    def output(logits, target):
+    def output(logits: Float[Array, "*batch K"], target: Int[Array, "*batch"]) -> Float[Array, "*batch K"]:
         del target
         _check_classes(classes, logits)
         named = jnp.isin(jnp.arange(logits.shape[-1]), jnp.asarray(classes))
@@ -92,22 +114,23 @@ def several(*classes: int) -> Output:
 
 
 def regression(reference: float = 0.0) -> Output:
-    """The target's value above a reference, y_c - reference.
+    """The output of the target relative to a reference value, y_c - reference; 0 elsewhere.
 
     Letzgus et al. 2022, "Toward Explainable Artificial Intelligence for Regression Models".
     """
     return lambda values, target: _at(target, values - reference)
 
 
-def masked(mask: Any, output: Output = logit) -> Output:
-    """Another output, only where a mask is true or by how much it is.
+def masked(mask: ArrayLike, output: Output = logit) -> Output:
+    """Another output function, multiplied by a mask or by weights.
 
     Args:
-        mask: booleans or weights for the logits' leading axes, such as (H, W) or (N, H, W) in a segmentation.
-        output: what is masked.
+        mask: booleans or weights. They are broadcast to the axes of the logits before the last: (H, W) or (N, H, W) for
+            a segmentation.
+        output: the output function that is multiplied.
     """
 
-    def weighted(logits, target):
+    def weighted(logits: Float[Array, "*batch K"], target: Int[Array, "*batch"]) -> Float[Array, "*batch K"]:
         weights = jnp.broadcast_to(jnp.asarray(mask, logits.dtype), logits.shape[:-1])
         return output(logits, target) * weights[..., None]
 
@@ -115,16 +138,17 @@ def masked(mask: Any, output: Output = logit) -> Output:
 
 
 def checked(output: Any) -> Any:
-    """An output function as it is; raises TypeError for what is none."""
+    """The output function itself. Raises TypeError if it is not an output function."""
     for maker in (contrast, pairwise, several, regression, masked):
         if output is maker:
-            raise TypeError(f"write outputs.{maker.__name__}(...), with parentheses, for the output that it makes.")
+            raise TypeError(f"write outputs.{maker.__name__}(...), with parentheses, to make an output function.")
     if not callable(output):
-        raise TypeError(f"output is a function (logits, target) -> R, such as outputs.logit; got {output!r}.")
+        raise TypeError(f"output must be a function (logits, target) -> R, such as outputs.logit; got {output!r}.")
     return output
 
 
-def _check_classes(classes: tuple[int, ...], logits: jax.Array) -> None:
+def _check_classes(classes: tuple[int, ...], logits: Float[Array, "*batch K"]) -> None:
+    """Raises ValueError if a class index is out of range."""
     for index in classes:
         if not 0 <= index < logits.shape[-1]:
             raise ValueError(f"class {index} is out of range; expected 0 to {logits.shape[-1] - 1}.")

@@ -1,23 +1,12 @@
-"""Composites: which layer gets which rule; presets in general use, and those of other libraries with their conventions.
+"""Composites: which layer gets which rule.
 
-`composites.zennit`, `.captum`, `.innvestigate`, `.relevancepropagation_jl`, `.lrp_toolbox` and `.montavon` hold presets
-and rules under the names that these libraries gave them, with their stabilizers and their treatment of biases, so that
-their numbers can be reproduced.
+The presets here are in general use. `composites.zennit`, `.captum`, `.innvestigate`, `.relevancepropagation_jl`,
+`.lrp_toolbox` and `.montavon` contain the presets and rules of these libraries, under their names there. They reproduce
+the numbers of these libraries, so they have the same stabilizers and the same treatment of biases.
 """
 
 from lrp_jax.composites import captum, innvestigate, lrp_toolbox, montavon, relevancepropagation_jl, zennit
-from lrp_jax.composites._composite import (
-    WEIGHTED,
-    Composite,
-    End,
-    Position,
-    Selector,
-    as_composite,
-    depth,
-    first,
-    kind,
-    last,
-)
+from lrp_jax.composites.composite import Composite, as_composite
 from lrp_jax.composites.presets import (
     attn_lrp,
     cp_lrp,
@@ -26,12 +15,10 @@ from lrp_jax.composites.presets import (
     epsilon_plus_flat,
     overview_vgg16,
 )
+from lrp_jax.composites.selectors import Selector, depth, first, kind, last
 
 __all__ = [
-    "WEIGHTED",
     "Composite",
-    "End",
-    "Position",
     "Selector",
     "as_composite",
     "attn_lrp",

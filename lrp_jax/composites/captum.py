@@ -1,40 +1,51 @@
-"""captum's rules: a signed stabilizer of 1e-9; gamma and z+ modify weights, whatever the sign of inputs, not biases.
+"""The rules of captum, with its stabilizers and its treatment of biases.
 
-An evaluated BatchNorm is a layer of its own.
-`lrp()` is captum's default, the epsilon rule everywhere; give single layers another rule by adding to it.
+The stabilizer is 1e-9, signed. The gamma and z+ rules modify the weights, also for negative inputs, and do not modify
+the biases. An evaluated BatchNorm is a separate layer. `lrp()` is captum's default, the epsilon rule for every layer.
+To give single layers another rule, add entries to it.
 """
 
 from lrp_jax import rules
-from lrp_jax.composites._composite import WEIGHTED, Composite, kind
+from lrp_jax.composites.composite import Composite
+from lrp_jax.composites.selectors import kind
+from lrp_jax.rules.kinds import LAYERS, WEIGHTED
+from lrp_jax.rules.linear import Bias
 
 _EPS = 1e-9
 
 
 def epsilon_rule(epsilon: float = _EPS) -> rules.Epsilon:
-    """`EpsilonRule`."""
+    """`EpsilonRule`: LRP-epsilon."""
     return rules.Epsilon(epsilon)
 
 
 def gamma_rule(gamma: float = 0.25, *, set_bias_to_zero: bool = False) -> rules.Gamma:
-    """`GammaRule`: weights boosted where they are positive, the bias as it is."""
+    """`GammaRule`: positive weights times 1 + gamma, for inputs of any sign. The bias is not modified."""
     return rules.Gamma(gamma, generalized=False, eps=_EPS, bias=_bias(set_bias_to_zero))
 
 
 def alpha1_beta0_rule(*, set_bias_to_zero: bool = False) -> rules.ZPlus:
-    """`Alpha1_Beta0_Rule`: positive weights with inputs of any sign (z+ only where inputs are >= 0), plain bias."""
+    """`Alpha1_Beta0_Rule`: positive weights only, for inputs of any sign. If no input is negative, it is the z+ rule.
+
+    The bias is not modified.
+    """
     return rules.ZPlus(nonnegative=True, eps=_EPS, bias=_bias(set_bias_to_zero))
 
 
 def identity_rule() -> rules.Pass:
-    """`IdentityRule`."""
+    """`IdentityRule`: relevance is handed on unchanged."""
     return rules.Pass()
 
 
-def _bias(set_to_zero: bool) -> str:
+def _bias(set_to_zero: bool) -> Bias:
     return "ignore" if set_to_zero else "keep"
 
 
 def lrp(rule: rules.Rule | None = None) -> Composite:
-    """`LRP(model)`: the epsilon rule for everything that is no activation, or another rule for layers with weights."""
-    every = kind(*sorted(rules.LINEAR | {"max_pool"}))
+    """`LRP(model)`: the epsilon rule for all layers except activations.
+
+    Args:
+        rule: another rule for the layers with weights.
+    """
+    every = kind(*LAYERS)
     return Composite([(every, epsilon_rule()), (kind(*WEIGHTED), rule or epsilon_rule())], merge=False)

@@ -1,31 +1,50 @@
-"""Composites in general use. Each is a value, to be printed, compared and added to."""
+"""Functions that return the composites in general use."""
 
 from typing import Any
 
 from lrp_jax import rules
-from lrp_jax.composites._composite import Composite, depth, first, kind
+from lrp_jax.composites.composite import Composite
+from lrp_jax.composites.selectors import depth, first, kind
+from lrp_jax.rules.base import SUMS
+from lrp_jax.rules.kinds import kinds_in
+from lrp_jax.rules.stabilizer import NormAxes
 
-_SHARES = (kind("sum", "avg_pool", "add"), rules.Norm(1e-6))
+_SHARES = (kind(*kinds_in(SUMS)), rules.Norm(1e-6))
+"""Each input of a sum gets its share of the sum."""
 
 
 def epsilon_plus(eps: float | rules.Stabilizer = 1e-6) -> Composite:
-    """LRP-epsilon for dense layers, z+ for convolutions (Kohlbrenner et al. 2020, "Towards Best Practice")."""
+    """LRP-epsilon for dense layers, z+ for convolutions.
+
+    Args:
+        eps: the stabilizer of LRP-epsilon.
+
+    Kohlbrenner et al. 2020, "Towards Best Practice in Explaining Neural Network Decisions with LRP".
+    """
     return Composite([_SHARES, (kind("dense"), rules.Epsilon(eps)), (kind("conv"), rules.ZPlus())])
 
 
 def epsilon_plus_flat(eps: float | rules.Stabilizer = 1e-6) -> Composite:
-    """LRP-epsilon for dense layers, z+ for convolutions, the flat rule first (Lapuschkin et al. 2019)."""
+    """LRP-epsilon for dense layers, z+ for convolutions, the flat rule for the first layer.
+
+    Args:
+        eps: the stabilizer of LRP-epsilon.
+
+    Lapuschkin et al. 2019, "Unmasking Clever Hans Predictors", methods.
+    """
     return epsilon_plus(eps) + [(first(), rules.Flat())]
 
 
 def epsilon_gamma_box(low: Any, high: Any, eps: float | rules.Stabilizer = 1e-6, gamma: float = 0.25) -> Composite:
-    """LRP-epsilon for dense layers, LRP-gamma for convolutions, z^B for pixels in [low, high].
+    """LRP-epsilon for dense layers, LRP-gamma for convolutions, the z^B rule for the first layer.
 
     Args:
-        low, high: the values of a black and a white pixel as the network sees them: numbers, or one for each channel.
-        eps, gamma: parameters of the rules.
+        low, high: the values of a black and a white pixel after preprocessing: one number, or one for each channel.
+        eps: the stabilizer of LRP-epsilon.
+        gamma: the parameter of LRP-gamma.
 
-    Montavon et al. 2019, section 10.3, in the simpler form usual for ImageNet networks.
+    Montavon et al. 2019, "Layer-Wise Relevance Propagation: An Overview", section 10.3. This is the simpler form that
+    is usual for networks trained on ImageNet.
     """
     return Composite([
         _SHARES,
@@ -35,34 +54,42 @@ def epsilon_gamma_box(low: Any, high: Any, eps: float | rules.Stabilizer = 1e-6,
     ])  # fmt: skip
 
 
-def overview_vgg16(low: Any, high: Any, *, norm: str = "sample") -> Composite:
-    """The composite for VGG-16 of the overview chapter: LRP-0 on top, epsilon above, gamma below, z^B for pixels.
+def overview_vgg16(low: Any, high: Any, *, norm: NormAxes = "sample") -> Composite:
+    """The composite of the overview chapter for VGG-16.
 
-    Dense layers get LRP-0; the upper half of the convolutions epsilon = 0.25 times the root mean square of z, the
-    lower half gamma = 0.25; max-pools count as average pools, stabilized as the convolutions around them.
+    - Dense layers have LRP-0.
+    - The convolutions of the second half (nearer to the output) have LRP-epsilon, with epsilon = 0.25 times the root
+      mean square of z.
+    - The convolutions of the first half (nearer to the input) have LRP-gamma with gamma = 0.25.
+    - Max-pools are treated as average pools, with the stabilizer of the convolutions of the same half.
+    - The first layer has the z^B rule.
 
     Args:
-        low, high: the values of a black and a white pixel as the network sees them: numbers, or one for each channel.
-        norm: whether the root mean square is that of each `sample`, or of the whole `tensor`, batch included.
+        low, high: the values of a black and a white pixel after preprocessing: one number, or one for each channel.
+        norm: `sample` takes the root mean square over each example, `tensor` over the whole batch.
 
     Montavon et al. 2019, "Layer-Wise Relevance Propagation: An Overview", section 10.3 and its tutorial code.
     """
-    spread, tiny = rules.Stabilizer(0.25, mode="unsigned", norm=norm), rules.Stabilizer(1e-9, mode="unsigned")
+    relative, tiny = rules.Stabilizer(0.25, mode="unsigned", norm=norm), rules.Stabilizer(1e-9, mode="unsigned")
     return Composite([
-        (kind("sum", "avg_pool", "add"), rules.Norm(tiny)),
+        (kind(*kinds_in(SUMS)), rules.Norm(tiny)),
         (kind("dense"), rules.Epsilon(tiny)),
-        (kind("conv"), rules.Epsilon(spread)),
+        (kind("conv"), rules.Epsilon(relative)),
         (depth(0, 0.5, "conv"), rules.Gamma(0.25, generalized=False, eps=tiny)),
-        (kind("max_pool"), rules.AveragePool(spread)),
+        (kind("max_pool"), rules.AveragePool(relative)),
         (depth(0, 0.5, "max_pool"), rules.AveragePool(tiny)),
         (first(), rules.ZBox(low, high, eps=tiny)),
     ])  # fmt: skip
 
 
 def attn_lrp(eps: float | rules.Stabilizer = 1e-6) -> Composite:
-    """AttnLRP for transformers: LRP-epsilon for layers with weights, half to each factor of a product.
+    """AttnLRP for transformers: LRP-epsilon for layers with weights, half of the relevance to each factor of a product.
 
-    Softmax is linearized where it stands, normalizations hold their statistics constant, activations pass relevance on.
+    The softmax is linearized at its input. The statistics of normalizations are constant. Activations hand relevance on
+    unchanged.
+
+    Args:
+        eps: the stabilizer of LRP-epsilon.
 
     Achtibat et al. 2024, "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers", section 3.
     """
@@ -74,9 +101,12 @@ def attn_lrp(eps: float | rules.Stabilizer = 1e-6) -> Composite:
 
 
 def cp_lrp(eps: float | rules.Stabilizer = 1e-6) -> Composite:
-    """CP-LRP for transformers: LRP-epsilon for layers with weights; gates and attention are held constant.
+    """CP-LRP for transformers: LRP-epsilon for layers with weights; gates and attention weights are constant.
 
-    So no relevance goes through queries and keys, and relevance is conserved where biases are absent.
+    Queries and keys receive no relevance. Relevance is conserved if there are no biases.
+
+    Args:
+        eps: the stabilizer of LRP-epsilon.
 
     Ali et al. 2022, "XAI for Transformers: Better Explanations through Conservative Propagation", section 3.
     """

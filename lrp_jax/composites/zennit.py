@@ -1,8 +1,11 @@
-"""zennit's composites: signed stabilizers of 1e-6 everywhere, biases absorbed, gamma generalized to any input.
+"""The composites of zennit, with its stabilizers and its treatment of biases.
 
-BatchNorm is merged into the layer beside it, as by zennit's canonizers; `epsilon_plus().unmerged()` hands its relevance
-on unchanged, as zennit does without them. zennit usually starts relevance from 1 at the explained class:
-`output=outputs.one_hot`. `guided_backprop` and `deconvnet` are no relevance but gradients, changed at activations.
+All stabilizers are 1e-6, signed. Biases absorb relevance. LRP-gamma is generalized. A BatchNorm is merged into the
+layer beside it, as by zennit's canonizers. With `epsilon_plus().unmerged()`, a BatchNorm hands relevance on unchanged,
+as in zennit without canonizers. In zennit, relevance usually starts from 1 at the explained class:
+`output=outputs.one_hot`.
+
+`guided_backprop` and `deconvnet` do not return relevance. They return gradients that are changed at activations.
 """
 
 import dataclasses
@@ -12,15 +15,19 @@ import jax
 import jax.numpy as jnp
 
 from lrp_jax import rules
-from lrp_jax.composites._composite import Composite, first, kind
+from lrp_jax.composites.composite import Composite
+from lrp_jax.composites.selectors import first, kind
+from lrp_jax.rules.base import FIXED, LINEAR, SUMS
+from lrp_jax.rules.kinds import kinds_in
 
 Eps = float | rules.Stabilizer
+"""A number, for the signed stabilizer of this size, or a stabilizer."""
 
 
 def _layers(conv: rules.LinearRule, epsilon: Eps, stabilizer: Eps, *, zero_bias: bool) -> Composite:
     bias = "ignore" if zero_bias else "absorb"
     return Composite([
-        (kind("sum", "avg_pool", "add"), rules.Norm(stabilizer)),
+        (kind(*kinds_in(SUMS)), rules.Norm(stabilizer)),
         (kind("scale", "shift"), rules.Pass()),
         (kind("conv"), conv),
         (kind("dense"), rules.Epsilon(epsilon, bias=bias)),
@@ -46,18 +53,18 @@ def epsilon_plus(epsilon: Eps = 1e-6, stabilizer: Eps = 1e-6, *, zero_bias: bool
 
 
 def epsilon_plus_flat(epsilon: Eps = 1e-6, stabilizer: Eps = 1e-6, *, zero_bias: bool = False) -> Composite:
-    """`EpsilonPlusFlat`: `EpsilonPlus`, and the flat rule for the first layer."""
+    """`EpsilonPlusFlat`: `EpsilonPlus`, with the flat rule for the first layer."""
     return epsilon_plus(epsilon, stabilizer, zero_bias=zero_bias) + [(first(), rules.Flat(eps=stabilizer))]
 
 
 def epsilon_alpha2_beta1(epsilon: Eps = 1e-6, stabilizer: Eps = 1e-6, *, zero_bias: bool = False) -> Composite:
-    """`EpsilonAlpha2Beta1`: epsilon for dense layers, alpha-beta with 2 and 1 for convolutions."""
+    """`EpsilonAlpha2Beta1`: epsilon for dense layers, alpha-beta (2, 1) for convolutions."""
     conv = rules.AlphaBeta(2, 1, **_options(stabilizer, zero_bias))
     return _layers(conv, epsilon, stabilizer, zero_bias=zero_bias)
 
 
 def epsilon_alpha2_beta1_flat(epsilon: Eps = 1e-6, stabilizer: Eps = 1e-6, *, zero_bias: bool = False) -> Composite:
-    """`EpsilonAlpha2Beta1Flat`: `EpsilonAlpha2Beta1`, and the flat rule for the first layer."""
+    """`EpsilonAlpha2Beta1Flat`: `EpsilonAlpha2Beta1`, with the flat rule for the first layer."""
     return epsilon_alpha2_beta1(epsilon, stabilizer, zero_bias=zero_bias) + [(first(), rules.Flat(eps=stabilizer))]
 
 
@@ -69,14 +76,24 @@ def excitation_backprop(stabilizer: Eps = 1e-6, *, zero_bias: bool = False) -> C
 
 @dataclasses.dataclass(frozen=True)
 class Derivative(rules.Route):
-    """The chain rule in place of relevance: R_j = sum_k dz_k/da_j R_k."""
+    """The chain rule for linear steps, R_j = sum_k dz_k/da_j R_k. It hands on a gradient, not relevance."""
 
-    fits: ClassVar[frozenset[str]] = rules.LINEAR
+    fits: ClassVar[frozenset[str]] = frozenset({LINEAR, FIXED})
 
 
 @dataclasses.dataclass(frozen=True)
-class PositivePart(rules.Brief):
-    """Hands on what is positive, R_j = max(R_j, 0), with `guided` times the derivative of the activation.
+class ChainRule(rules.Route):
+    """The chain rule for steps of any kind. It hands on a gradient, not relevance."""
+
+    fits: ClassVar[frozenset[str]] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
+class PositivePart(rules.Rule):
+    """Hands on the positive part of the gradient at an activation, max(R, 0).
+
+    Attributes:
+        guided: whether it is multiplied by the derivative of the activation.
 
     Springenberg et al. 2015, "Striving for Simplicity", figure 1.
     """
@@ -85,8 +102,7 @@ class PositivePart(rules.Brief):
 
     fits: ClassVar[frozenset[str]] = frozenset({"activation"})
 
-    def __call__(self, layer: Any, a: Any, params: Any, R: Any) -> Any:
-        """The part of `R` that is handed on."""
+    def __call__(self, layer: rules.Layer, a: Any, params: Any, R: Any) -> Any:
         if not self.guided:
             return rules.positive(R)
         slope = jax.vjp(lambda a: layer(a, params), a)[1](rules.positive(R))[0]
@@ -95,20 +111,20 @@ class PositivePart(rules.Brief):
 
 
 def _changed_gradient(guided: bool) -> Composite:
-    return Composite([(kind(*sorted(rules.LINEAR)), Derivative()), (kind("activation"), PositivePart(guided))])
+    return Composite([(kind(*kinds_in(LINEAR, FIXED)), Derivative()), (kind("activation"), PositivePart(guided))])
 
 
 def guided_backprop() -> Composite:
-    """`GuidedBackprop`: the gradient, of which activations hand on what is positive.
+    """`GuidedBackprop`: the gradient, but each activation hands on only its positive part.
 
-    For networks of layers, pools and activations; `methods.guided_backprop` suits any.
+    For networks of layers, pools and activations. For any other network, use `methods.guided_backprop`.
     """
     return _changed_gradient(True)
 
 
 def deconvnet() -> Composite:
-    """`DeconvNet`: the gradient with max(R, 0) in place of each activation's own.
+    """`DeconvNet`: the gradient with max(R, 0) instead of the derivative of each activation.
 
-    For networks of layers, pools and activations; `methods.deconvnet` suits any.
+    For networks of layers, pools and activations. For any other network, use `methods.deconvnet`.
     """
     return _changed_gradient(False)

@@ -1,4 +1,4 @@
-"""Convolutions with kernels of 3x3 by fewer multiplications, for CPUs."""
+"""Convolutions with 3x3 kernels and fewer multiplications (Winograd), for CPUs."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -7,56 +7,56 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrp_jax import _trace
-from lrp_jax._trace import Op, Value
+from lrp_jax.core import trace
+from lrp_jax.core.graph import Op, Value
 
 
-def lighter(ops: Iterable[Op]) -> list[Op]:
-    """The same operations, but wide convolutions with four multiplications for nine.
+def with_fewer_multiplications(ops: Iterable[Op]) -> list[Op]:
+    """The same operations, but wide convolutions use four multiplications for each output instead of nine.
 
-    Each tile of 2x2 outputs is `A^T [(G g G^T) * (B^T d B)] A` of its 4x4 inputs d and the kernel g. As B, G and A are
-    but halves and ones, rounding errors are as small as those of the convolution, measured by the largest summands.
-    An output is made of its own inputs alone, so that it is exactly zero where those are. It is not where but the
-    kernel is zero: a sum of summands of one sign keeps its relative precision only in the convolution itself, and
-    rules that divide by such sums, `rounds_well` says which, must keep that.
+    Each tile of 2x2 outputs is `A^T [(G g G^T) * (B^T d B)] A` of its 4x4 inputs d and the kernel g. The entries of B,
+    G and A are 0, 1/2 and 1 in absolute value. So rounding errors are small relative to the largest terms of a
+    convolution. They are not always small relative to an output: an output that should be zero, because its inputs do
+    not meet a non-zero weight, can be a rounding error. It is exactly zero if all its inputs are zero. Rules that
+    divide by sums of terms with one sign need outputs with a small relative error: see `Rule.rounds_well`.
 
     Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks", F(2x2, 3x3).
     """
     done: list[Op] = []
-    filters: dict[Any, list[Value]] = {}  # of each kernel, which several convolutions may share
+    filters: dict[Any, list[Value]] = {}  # several convolutions may use one kernel
     for op in ops:
         if _worthwhile(op):
             x, kernel = op.inputs
             filtering, convolution = halves(op.eqn.params)
             if (key := (kernel, op.eqn.params["dimension_numbers"].rhs_spec)) not in filters:
-                filters[key] = _trace.append(done, filtering, [kernel], op)
-            _trace.substitute(done, convolution, [x, *filters[key]], op)
+                filters[key] = trace.append(done, filtering, [kernel], op)
+            trace.substitute(done, convolution, [x, *filters[key]], op)
         else:
             done.append(op)
     return done
 
 
 def _worthwhile(op: Op) -> bool:
-    """Whether it is a convolution by 3x3, wide enough for what it saves to exceed what tiles cost, as measured."""
+    """Whether it is a 3x3 convolution in float32 with so many features that it becomes faster (measured)."""
     if op.name != "conv_general_dilated" or {v.aval.dtype for v in (*op.inputs, op.output)} != {np.dtype("float32")}:
         return False
     params, kernel = op.eqn.params, op.inputs[1].aval.shape
     out, into, *places = params["dimension_numbers"].rhs_spec
     steps = {*params["window_strides"], *params["lhs_dilation"], *params["rhs_dilation"]}
     groups = {params["feature_group_count"], params["batch_group_count"]}
-    if steps | groups != {1} or [kernel[place] for place in places] != [3, 3] or _is_asked_for(params["precision"]):
+    if steps | groups != {1} or [kernel[place] for place in places] != [3, 3] or _is_exact(params["precision"]):
         return False
     inputs, features = kernel[into], kernel[out]
     return inputs * features >= 64 * (inputs + features) and op.output.aval.size >= 128 * features
 
 
-def _is_asked_for(precision: Any) -> bool:
-    """Whether the convolution is to be computed just so: in the highest precision, or by a certain algorithm."""
+def _is_exact(precision: Any) -> bool:
+    """Whether the user requires the highest precision or a specific algorithm."""
     return precision is not None and (not isinstance(precision, tuple) or jax.lax.Precision.HIGHEST in precision)
 
 
 def halves(params: dict[str, Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The convolution that has these parameters, as `kernel -> 16 filters` and `(x, *filters) -> z`."""
+    """The convolution with these parameters as two functions: `kernel -> 16 filters`, `(x, *filters) -> z`."""
     lhs, (out, into, *places), result = params["dimension_numbers"]
     padding, precision = params["padding"], params["precision"]
 

@@ -1,4 +1,4 @@
-"""Control flow made plain: scans unrolled, branches on what is constant to relevance opened."""
+"""Replaces scans and branches by their operations: scans are unrolled, branches become a choice of values."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -7,27 +7,40 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from lrp_jax import _compat
+from lrp_jax.core import compat
+
+Called = Callable[[compat.JaxprEqn], tuple[Any, Any, str] | None]
+"""From an equation to the jaxpr, the constants and the name of the function that it calls; None if it calls none."""
 
 
-def opened(closed: _compat.ClosedJaxpr, eqns: Collection[_compat.JaxprEqn]) -> Callable[..., list[Any]]:
-    """The function of a closed jaxpr with these of its equations, `scan` or `cond`, replaced by what they run."""
+def opened(closed: compat.ClosedJaxpr, eqns: Collection[compat.JaxprEqn], called: Called) -> Callable[..., list[Any]]:
+    """The function of a closed jaxpr, in which the operations of some `scan` and `cond` equations replace these.
+
+    Args:
+        closed: the jaxpr.
+        eqns: the equations to replace, in the jaxpr or in the functions that it calls.
+        called: the function that an equation calls.
+    """
     wanted = {id(eqn) for eqn in eqns}
+
+    def holds_wanted(jaxpr) -> bool:
+        bodies = (called(eqn) for eqn in jaxpr.eqns)
+        return any(id(eqn) in wanted for eqn in jaxpr.eqns) or any(body and holds_wanted(body[0]) for body in bodies)
 
     def run(jaxpr, consts, operands) -> list[Any]:
         env = dict(zip(jaxpr.invars, operands, strict=True)) | dict(zip(jaxpr.constvars, consts, strict=True))
-        read = lambda atom: atom.val if isinstance(atom, _compat.Literal) else env[atom]
+        read = lambda atom: atom.val if isinstance(atom, compat.Literal) else env[atom]
         for eqn in jaxpr.eqns:
             values = list(map(read, eqn.invars))
-            body = _compat.called(eqn)
+            body = called(eqn)
             if id(eqn) in wanted:
-                with _compat.at(eqn):
+                with compat.under_source_of(eqn):
                     results = _OPEN[eqn.primitive.name](eqn.params, values, run)
-            elif body and _holds(body[0], wanted):
-                with _compat.at(eqn):
+            elif body and holds_wanted(body[0]):
+                with compat.under_source_of(eqn):
                     results = call(*body, values)
             else:
-                results = _compat.bind(eqn, *values)
+                results = compat.bind(eqn, *values)
             env.update(zip(eqn.outvars, results, strict=True))
         return list(map(read, jaxpr.outvars))
 
@@ -39,20 +52,15 @@ def opened(closed: _compat.ClosedJaxpr, eqns: Collection[_compat.JaxprEqn]) -> C
     return lambda *leaves: run(closed.jaxpr, closed.consts, leaves)
 
 
-def can_open(eqn: _compat.JaxprEqn) -> bool:
+def can_open(eqn: compat.JaxprEqn) -> bool:
     """Whether an equation is a loop or branch that `opened` can replace."""
     return eqn.primitive.name in _OPEN
 
 
-def _holds(jaxpr, wanted) -> bool:
-    bodies = (_compat.called(eqn) for eqn in jaxpr.eqns)
-    return any(id(eqn) in wanted for eqn in jaxpr.eqns) or any(body and _holds(body[0], wanted) for body in bodies)
-
-
 def _unrolled(params, operands: Sequence[Any], run: Callable) -> list[Any]:
-    """A scan, its steps one after another."""
-    (body, body_consts), length = _compat.opened(params["jaxpr"]), params["length"]
-    constants, carried = _compat.scan_arguments(params)
+    """The iterations of a scan, one after another."""
+    (body, body_consts), length = compat.body_of(params["jaxpr"]), params["length"]
+    constants, carried = compat.scan_arguments(params)
     consts, carry, xs = operands[:constants], operands[constants:][:carried], operands[constants + carried :]
     rows = []
     order = range(length)
@@ -69,9 +77,9 @@ def _unrolled(params, operands: Sequence[Any], run: Callable) -> list[Any]:
 
 
 def _selected(params, operands: Sequence[Any], run: Callable) -> list[Any]:
-    """A branch: the one taken if that is known, or else all of them, and a choice among their results."""
+    """The branch that is taken, if the index is known. Otherwise all branches, and a choice among their results."""
     index, *operands = operands
-    branches = list(map(_compat.opened, params["branches"]))
+    branches = list(map(compat.body_of, params["branches"]))
     if not isinstance(index, Tracer):
         return run(*branches[min(max(int(index), 0), len(branches) - 1)], operands)
     results = [run(*branch, operands) for branch in branches]

@@ -1,4 +1,4 @@
-"""The derivative of max-pools whose windows do not overlap, without a scatter."""
+"""Max-pools whose windows tile their input, with a derivative that uses no scatter."""
 
 import functools
 import math
@@ -10,13 +10,13 @@ import numpy as np
 
 
 def side_by_side(pool: Callable[[jax.Array], jax.Array], window: tuple[int, ...]) -> Callable[[jax.Array], jax.Array]:
-    """The max-pool of windows that tile its input, with its derivative written without a scatter.
+    """A max-pool whose windows tile its input, with a derivative that uses no scatter.
 
-    As that of `reduce_window_max`, it goes to the first of the largest values of a window, as long as none is NaN; a
-    scatter is the slowest way to bring it there, on CPUs by far.
+    It is equal to the derivative of `reduce_window_max` if no value is NaN: if several values of a window are the
+    largest, the first one gets the cotangent. A scatter would be slower, especially on CPUs.
 
     Args:
-        pool: the max-pool, unpadded, its strides as wide as its windows.
+        pool: the max-pool, without padding, with strides equal to the sizes of its windows.
         window: the size of a window along each axis.
     """
     wrapped = jax.custom_vjp(pool)
@@ -25,13 +25,14 @@ def side_by_side(pool: Callable[[jax.Array], jax.Array], window: tuple[int, ...]
 
 
 def _to_winners(window, x, R):
+    """The cotangent R of each window at the place of its largest value."""
     first, *others = _places(window, x)
     winner, best = jnp.zeros(R.shape, jnp.int32), first
     for place, value in enumerate(others, start=1):
         better = value > best
         winner, best = jnp.where(better, place, winner), jnp.where(better, value, best)
-    # each pooled axis becomes two, windows and places in a window, and then one again; one after the other, as reshapes
-    # of sharded arrays must
+    # Each pooled axis is divided into two, windows and places in a window. At the end, these are joined again, one pair
+    # after another, because one reshape of a sharded array cannot change several axes.
     pooled = [axis for axis, size in enumerate(window) if size > 1]
     place = np.arange(math.prod(window), dtype=np.int32).reshape(sum(((1, w) if w > 1 else (1,) for w in window), ()))
     inner = tuple(axis + 1 + i for i, axis in enumerate(pooled))
@@ -42,7 +43,7 @@ def _to_winners(window, x, R):
 
 
 def _places(window, x):
-    """The values at each place of all windows, in the order of the places."""
+    """For each place in a window, the values at this place in all windows."""
     counts = [n // w for n, w in zip(x.shape, window, strict=True)]
     for place in np.ndindex(*window):
         ends = [start + (n - 1) * w + 1 for start, n, w in zip(place, counts, window, strict=True)]

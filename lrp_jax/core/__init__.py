@@ -1,0 +1,1 @@
+"""A JAX function as a flat graph of primitive operations."""

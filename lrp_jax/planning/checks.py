@@ -1,0 +1,116 @@
+"""Errors and warnings for functions and composites that LRP cannot explain."""
+
+import warnings
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+
+from lrp_jax.core.graph import Graph
+from lrp_jax.core.primitives import Trait
+from lrp_jax.recognize import Step
+from lrp_jax.rules.kinds import WEIGHTED, is_move, kind_of, suited
+from lrp_jax.rules.nonlinear import Pass
+
+
+class UncoveredOpError(NotImplementedError):
+    """Relevance has to pass an operation without a rule."""
+
+
+def check_graph(graph: Graph) -> None:
+    """Raises if the function cannot be explained with any composite.
+
+    Raises:
+        UncoveredOpError: relevance has to pass an operation that cannot have a rule.
+        ValueError: the output does not depend on the explained argument.
+    """
+    for op in graph.ops:
+        if op.course_depends_on_input and op.has(Trait.WHILE):
+            raise UncoveredOpError(
+                f"LRP cannot pass the `while` at {op.line}, because its number of iterations is not known when it is"
+                " traced. Write it as a jax.lax.scan or as a fori_loop with fixed bounds, or make its operands"
+                " constant with jax.lax.stop_gradient."
+            )
+        if op.course_depends_on_input:
+            raise UncoveredOpError(
+                f"LRP cannot pass the `{op.name}` at {op.line}, because its predicate depends on the explained"
+                " argument. Choose between values with jnp.where, or compute the predicate from"
+                " jax.lax.stop_gradient of the argument."
+            )
+    needed = {graph.output, *(v for op in graph.ops for v in op.inputs)}
+    for op in graph.ops:
+        reached = any(v.reached for v in op.inputs) and not op.has(Trait.DECISION)
+        if reached and any(v in needed and not v.reached for v in op.outputs):
+            raise UncoveredOpError(
+                f"relevance has to pass `{op.name}` at {op.line}, but its result has dtype {op.outputs[-1].aval.dtype}."
+                " If its result is only an index or a decision, apply it to jax.lax.stop_gradient of its operand."
+                " Otherwise put it into a function with a custom rule (lrp_jax.custom_rule)."
+            )
+    for op in graph.ops:
+        if op.live and any(jnp.issubdtype(v.aval.dtype, jnp.complexfloating) for v in op.outputs):
+            raise UncoveredOpError(
+                f"relevance has to pass `{op.name}` at {op.line}, but its result is complex, and rules are for real"
+                " numbers. Put it into a function with real inputs and outputs and a custom rule (lrp_jax.custom_rule),"
+                " or make it constant with jax.lax.stop_gradient."
+            )
+    if not graph.output.live:
+        raise ValueError(
+            "the output does not depend on the explained argument, so it has no relevance; check argnums, and whether "
+            "the function uses stop_gradient."
+        )
+
+
+_HINTS = {
+    "reduce_sum": " If this is a softmax at the end of the network, return the logits before it.",
+    "div": " It divides by a value that depends on the input, and is not recognized as a softmax or a normalization.",
+}
+
+
+def check_rule(step: Step) -> None:
+    """Raises if a step has no rule, or a rule that does not fit.
+
+    Raises:
+        UncoveredOpError: the operation has no rule.
+        ValueError: the composite gives no rule to a layer with weights, or a rule that does not fit.
+    """
+    rule = step.rule
+    where = f"{step.name or step.op!r} ({step.kind}, {step.line})"
+    if rule is None and step.kind in WEIGHTED:
+        raise ValueError(
+            f"the composite has no rule for {where}; add one, for example (kind({step.kind!r}), Epsilon())."
+        )
+    if rule is None:
+        raise UncoveredOpError(
+            f"relevance has to pass `{step.op}` at {step.line}, and no rule covers it. Make it constant with "
+            f"jax.lax.stop_gradient, put it into a function with a custom rule (lrp_jax.custom_rule), or give it a "
+            f"rule: composite + [(kind({step.kind!r}), rule)]." + _HINTS.get(step.kind, "")
+        )
+    if not kind_of(step.kind).suits(rule):
+        raise ValueError(f"{rule} does not fit {where}; it is a rule for {', '.join(suited(rule))}.")
+    if isinstance(rule, Pass) and step.in_shapes != [step.out_shape]:
+        raise ValueError(f"{rule} does not fit {where}: input and output must have the same shape.")
+
+
+def check_end(steps: Sequence[Step]) -> None:
+    """Raises ValueError if the function ends in a softmax, which absorbs almost all relevance."""
+    last = next((step for step in reversed(steps) if not is_move(step.kind)), None)
+    if last is not None and last.kind == "softmax":
+        raise ValueError(
+            f"the function ends in a softmax ({last.end.line}), which absorbs almost all relevance of a probability"
+            " near 1. Return the logits before it (for one class against the others, see lrp_jax.outputs), or give the"
+            " relevance at the output: relevance=..."
+        )
+
+
+def warn_of_batch_statistics(graph: Graph, steps: Sequence[Step]) -> None:
+    """Warns if relevance passes from one example of a batch to another, as in a BatchNorm in training."""
+    rows, *classes = graph.output.aval.shape or (1,)
+    if rows == 1 or not classes or any(v.aval.shape[:1] != (rows,) for v in graph.explained):
+        return
+    for op in (op for step in steps if step.kind == "center" for op in step.ops):
+        if op.name == "reduce_sum" and 0 in op.eqn.params["axes"] and op.inputs[0].aval.shape[0] == rows:
+            warnings.warn(
+                f"the mean at {op.line} is over all {rows} examples, so each example gets relevance of the others."
+                " If this is a BatchNorm in training, evaluate it: train=False, model.eval().",
+                stacklevel=2,
+            )
+            return

@@ -1,0 +1,128 @@
+"""From operations to steps: layers with their weights and biases, activations, and operations that move values."""
+
+import dataclasses
+from collections.abc import Callable, Collection, Set
+
+from lrp_jax.core.graph import Graph, Op, Value
+from lrp_jax.core.intervals import Interval
+from lrp_jax.core.mark import mark_of
+from lrp_jax.recognize import affine, contractions, products, sums
+from lrp_jax.recognize.activations import activations
+from lrp_jax.recognize.bounds import bounds_of
+from lrp_jax.recognize.normalizations import Join, joins
+from lrp_jax.recognize.step import Step, custom, function_of, single
+
+__all__ = ["Recognized", "Step", "recognize"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recognized:
+    """The result of `recognize`.
+
+    Attributes:
+        steps: in the order of the forward pass, without names.
+        bounds: the interval of each value for which one is known.
+    """
+
+    steps: list[Step]
+    bounds: dict[Value, Interval]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Search:
+    """The knowledge that recognizers of single operations use.
+
+    Attributes:
+        graph: the graph.
+        taken: the operations that are already part of a step.
+        gates: the values that may be gates.
+        merge: as for `recognize`.
+    """
+
+    graph: Graph
+    taken: Set[Op]
+    gates: products.Gates
+    merge: bool
+
+
+def recognize(graph: Graph, *, merge: bool = True) -> Recognized:
+    """The steps of a graph. Each live operation that relevance passes is part of one step.
+
+    Args:
+        graph: the graph.
+        merge: whether constants by which each feature is multiplied, or that are added to it, are merged into the
+            contraction beside them, as an evaluated BatchNorm.
+    """
+    joined = joins(graph)
+    activated = _activation_steps(graph, joined)
+    steps = {step.end: step for step in (*activated, *map(_join_step, joined))}
+    taken = {op for step in activated for op in step.ops} | {join.end for join in joined}
+    softmaxes = {join.end.output for join in joined if join.is_share}
+    bounds = bounds_of(graph, softmaxes)
+    search = _Search(graph, taken, products.gates(graph, softmaxes, bounds), merge)
+    for op in graph.ops:
+        if op.live and op not in taken:
+            step = _step(op, search)
+            steps[step.end] = step
+            taken.update(step.ops)
+    ordered = [steps[op] for op in graph.ops if op in steps]
+    return Recognized(contractions.merged_with_previous(graph, ordered) if merge else ordered, bounds)
+
+
+def _activation_steps(graph: Graph, joined: Collection[Join]) -> list[Step]:
+    """The activations. An activation is left out if a join reads a value inside it."""
+    entries = {join.entry for join in joined}
+    return [
+        Step("activation", found.label, found.ops, [found.entry], *function_of(found.ops, [found.entry]))
+        for found in activations(graph)
+        if entries.isdisjoint(v for op in found.ops[:-1] for v in op.outputs)
+    ]
+
+
+def _join_step(join: Join) -> Step:
+    """The step of a join. In a normalization, the statistic is a constant.
+
+    Other operations may read the values inside a join, so the operations inside can also have their own steps.
+    """
+    op, entry = join.end, join.entry
+    if join.kind == "normalization":
+        factor = affine.factor_of(op, entry)
+        return Step(join.kind, op.name, [op], [entry], lambda a, p: a * p[0], lambda read: (factor(read), None))
+    layer, params = function_of(join.ops, [entry])
+    if join.kind == "softmax":
+        return Step(join.kind, op.name, join.ops, [entry], layer, params)
+    return Step(join.kind, op.name, join.ops, [entry], *affine.with_bias(layer, params, entry, join.ops))
+
+
+# The recognizer of each primitive. It returns None if the operation is not of the form that it recognizes.
+_Recognizer = Callable[[Op, _Search], Step | None]
+_RECOGNIZERS: dict[str, _Recognizer] = {
+    "dot_general": lambda op, s: (
+        contractions.weighted(s.graph, op, "dense", s.taken, s.merge)
+        or products.product(op, "attention", "matmul", s.gates)
+    ),
+    "conv_general_dilated": lambda op, s: contractions.weighted(s.graph, op, "conv", s.taken, s.merge),
+    "mul": lambda op, s: (
+        products.product(op, "gate", "product", s.gates) or affine.scale_or_shift(s.graph, op, s.taken)
+    ),
+    "div": lambda op, s: affine.scale_or_shift(s.graph, op, s.taken),
+    "neg": lambda op, s: affine.scale_or_shift(s.graph, op, s.taken),
+    **dict.fromkeys(
+        ("add", "add_any", "sub"),
+        lambda op, s: sums.addition(op) or affine.scale_or_shift(s.graph, op, s.taken),
+    ),
+    "reduce_window_max": lambda op, s: sums.max_pool(op),
+    "reduce_max": lambda op, s: sums.max_pool(op),
+    "reduce_window_sum": lambda op, s: sums.total(s.graph, op, "avg_pool", s.taken),
+    "reduce_sum": lambda op, s: sums.sum_over_axes(s.graph, op, s.taken),
+    "cumsum": lambda op, s: sums.sum_over_axes(s.graph, op, s.taken),
+    "scatter-add": lambda op, s: sums.scattered(op),
+}
+
+
+def _step(op: Op, search: _Search) -> Step:
+    """The step that starts with a live operation that is not part of another step."""
+    if mark := mark_of(op.eqn):
+        return custom(op, mark)
+    recognizer = _RECOGNIZERS.get(op.name)
+    return (recognizer and recognizer(op, search)) or single(op)

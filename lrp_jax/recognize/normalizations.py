@@ -1,0 +1,228 @@
+"""Finds softmax, normalization and mean subtraction by the data flow.
+
+Each of them ends in an operation that joins two values. Both are computed from one value, the source, without a layer
+between. `x - mean(x)` is linear in the source. `y / std(x)` divides a signal by a statistic: a reduction that is not
+linear. The statistic is constant to relevance. The quotient of an exponential and its sum is a softmax, with or without
+the subtraction of the maximum.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import numpy as np
+
+from lrp_jax.core.graph import Graph, Op, Value
+from lrp_jax.core.primitives import Trait
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Join:
+    """An operation that joins two values of one source.
+
+    Attributes:
+        kind: `softmax`, `center` or `normalization`.
+        entry: the value that gets the relevance: the signal of a normalization, otherwise the source.
+        ops: the operations from the entry to the joining operation, which is the last one.
+        is_share: whether the result of a softmax surely lies between 0 and 1. With other masks than 0 it may not.
+    """
+
+    kind: Literal["softmax", "center", "normalization"]
+    entry: Value
+    ops: Sequence[Op]
+    is_share: bool = False
+
+    @property
+    def end(self) -> Op:
+        """The operation that joins."""
+        return self.ops[-1]
+
+
+def joins(graph: Graph) -> list[Join]:
+    """All softmaxes, mean subtractions and normalizations of a graph."""
+    candidates = (op for op in graph.ops if len(op.live_inputs) == 2)
+    found = (_softmax(graph, op) or _center(graph, op) or _normalization(graph, op) for op in candidates)
+    return [join for join in found if join]
+
+
+def _softmax(graph: Graph, op: Op) -> Join | None:
+    """`exp(x) / sum(exp(x))`, with or without a mask."""
+    if op.name != "div" or (summed := _summand(graph, op.inputs[1])) is None or _source(graph, op.inputs) is None:
+        return None
+    exponential, other = exponential_of(graph, op.inputs[0]), exponential_of(graph, summed)
+    if exponential is None or other is None or not _same(graph, exponential.output, other.output):
+        return None
+    entry = _logits(graph, exponential.inputs[0])
+    is_share = _is_share(graph, _masks(graph, op.inputs[0]), _masks(graph, summed))
+    return Join("softmax", entry, [*_between(graph, entry, op), op], is_share)
+
+
+def _center(graph: Graph, op: Op) -> Join | None:
+    """`x - mean(x)`, which is linear in the source."""
+    if op.name != "sub" or (source := _source(graph, op.inputs)) is None:
+        return None
+    inside = _between(graph, source, op)
+    if any(o.has(Trait.REDUCTION) for o in inside) and all(o.is_linear for o in inside):
+        return Join("center", source, [*inside, op])
+    return None
+
+
+def _normalization(graph: Graph, op: Op) -> Join | None:
+    """`x / std(x)`, or `x * rsqrt(var(x))`: a product or quotient of a signal and a statistic of the same source."""
+    if op.name not in ("mul", "div") or (source := _source(graph, op.inputs)) is None:
+        return None
+    left, right = op.inputs
+    for signal, other in ((left, right), (right, left))[: 1 if op.name == "div" else 2]:
+        if (
+            _is_statistic(graph, other, source, is_divisor=op.name == "div")
+            and _is_signal(graph, signal, source)
+            and not exponential_of(graph, signal)
+        ):
+            return Join("normalization", signal, [op])
+    return None
+
+
+def _source(graph: Graph, values: Iterable[Value]) -> Value | None:
+    """The last value from which all `values` are computed. None if a layer stands between."""
+    pending = set(values)
+    while len(pending) > 1:
+        latest = max(pending, key=lambda v: graph.position[graph.maker[v]] if v in graph.maker else -1)
+        op = graph.maker.get(latest)
+        if op is None or not _may_stand_between(op):
+            return None
+        pending.remove(latest)
+        pending.update(op.live_inputs)
+    return pending.pop()
+
+
+def _may_stand_between(op: Op) -> bool:
+    """Whether an operation has no weights, so that it may stand between a source and the joining operation."""
+    if op.name == "dot_general":
+        return len(op.live_inputs) == 2
+    return op.has(Trait.ELEMENTWISE | Trait.REDUCTION | Trait.MOVE)
+
+
+def _between(graph: Graph, source: Value, end: Op) -> list[Op]:
+    """The live operations between a source and an operation computed from it, in order."""
+    inside: set[Op] = set()
+    pending = [v for v in end.live_inputs if v is not source]
+    while pending:
+        op = graph.maker[pending.pop()]
+        if op not in inside:
+            inside.add(op)
+            pending += [v for v in op.live_inputs if v is not source]
+    return sorted(inside, key=graph.position.__getitem__)
+
+
+def _path(graph: Graph, source: Value, value: Value) -> list[Op]:
+    """The live operations that compute a value from its source."""
+    return [] if value is source else [*_between(graph, source, op := graph.maker[value]), op]
+
+
+def _reduces(ops: Iterable[Op]) -> bool:
+    return any(op.has(Trait.REDUCTION) or op.name == "dot_general" for op in ops)
+
+
+def _is_statistic(graph: Graph, value: Value, source: Value, *, is_divisor: bool) -> bool:
+    """Whether a factor is a reduction of the source and not linear in it. A divisor is never linear."""
+    ops = _path(graph, source, value)
+    return _reduces(ops) and (is_divisor or not all(op.is_linear for op in ops))
+
+
+def _is_signal(graph: Graph, value: Value, source: Value) -> bool:
+    """Whether a factor is linear in the source, or computed from it element by element."""
+    ops = _path(graph, source, value)
+    return all(op.is_linear for op in ops) or not _reduces(ops)
+
+
+def exponential_of(graph: Graph, value: Value) -> Op | None:
+    """The exponential that computes a value. Conversions and masks after it are allowed."""
+    while op := graph.maker.get(value):
+        if op.has(Trait.EXPONENTIAL):
+            return op
+        if op.name not in ("convert_element_type", "select_n", "mul") or len(op.live_inputs) != 1:
+            return None
+        (value,) = op.live_inputs
+    return None
+
+
+def _masks(graph: Graph, value: Value) -> list[Op]:
+    """The operations that mask an exponential."""
+    masks = []
+    while (op := graph.maker.get(value)) and not op.has(Trait.EXPONENTIAL):
+        masks += [op] if op.name in ("select_n", "mul") else []
+        (value,) = op.live_inputs
+    return masks
+
+
+def _is_share(graph: Graph, masks: Sequence[Op], summed_masks: Sequence[Op]) -> bool:
+    """Whether a quotient lies between 0 and 1: a masked exponential and the sum of exponentials, masked or not."""
+    if not summed_masks:
+        return all(_masks_to_zero(graph, op) for op in masks)
+    return len(masks) == len(summed_masks) and all(
+        one.name == other.name and all(map(functools.partial(_same, graph), one.constant_inputs, other.constant_inputs))
+        for one, other in zip(masks, summed_masks, strict=True)
+    )
+
+
+def _masks_to_zero(graph: Graph, op: Op) -> bool:
+    """Whether an operation multiplies by numbers between 0 and 1, or chooses between a value and 0."""
+    if op.name == "select_n":
+        return all(v.number == 0 for v in op.inputs[1:] if not v.live)
+    (factor,) = op.constant_inputs
+    while factor.number is None and factor.aval.dtype != bool:
+        made = graph.maker.get(factor)
+        if made is None or not made.has(Trait.MOVE) or len(made.inputs) != 1:
+            return False
+        (factor,) = made.inputs
+    return factor.number is None or 0 <= factor.number <= 1
+
+
+def _summand(graph: Graph, value: Value) -> Value | None:
+    """The operand of the sum that computes a value. Moves, masks and a stabilizer of the sum are allowed."""
+    while op := graph.maker.get(value):
+        if op.name == "reduce_sum":
+            return op.inputs[0]
+        if not (op.has(Trait.MOVE) or op.name in ("add", "max", "select_n")) or len(op.live_inputs) != 1:
+            return None
+        (value,) = op.live_inputs
+    return None
+
+
+def _same(graph: Graph, left: Value, right: Value) -> bool:
+    """Whether two values are the same, or the same operations compute them from the same values."""
+    if left is right or (left.number is not None and left.number == right.number):
+        return True
+    if isinstance(left.array, np.ndarray) and isinstance(right.array, np.ndarray):
+        return np.array_equal(left.array, right.array)
+    one, other = graph.maker.get(left), graph.maker.get(right)
+    return (
+        one is not None
+        and other is not None
+        and one.eqn.primitive is other.eqn.primitive
+        and one.eqn.params == other.eqn.params
+        and one.outputs.index(left) == other.outputs.index(right)
+        and all(_same(graph, a, b) for a, b in zip(one.inputs, other.inputs, strict=False))
+    )
+
+
+def _logits(graph: Graph, value: Value) -> Value:
+    """The logits of a softmax, from the argument of its exponential, before the maximum is subtracted."""
+    op = graph.maker.get(value)
+    if op is None or op.name != "sub" or not op.inputs[0].live:
+        return value
+    logits, shift = op.inputs
+    if shift.live:
+        own = _source(graph, (logits, shift)) is logits
+        return logits if own and any(op.has(Trait.REDUCTION) for op in _path(graph, logits, shift)) else value
+    return logits if _is_stopped(graph, shift) else value
+
+
+def _is_stopped(graph: Graph, value: Value) -> bool:
+    """Whether a value is the result of a `stop_gradient`. Moves after it are allowed."""
+    while (op := graph.maker.get(value)) and op.name != "stop_gradient":
+        if not op.has(Trait.MOVE) or len(op.inputs) != 1:
+            return False
+        (value,) = op.inputs
+    return op is not None

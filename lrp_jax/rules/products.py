@@ -1,0 +1,53 @@
+"""Rules of products of two values that both depend on the explained input: gates and attention."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from lrp_jax.rules.base import GATED, PRODUCTS, Layer, Rule
+from lrp_jax.rules.four_steps import four_steps
+from lrp_jax.rules.stabilizer import Stabilize
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform(Rule):
+    """Each factor of a product of two activations gets half of the relevance: a_j dz_k/da_j (R_k / 2) / z_k.
+
+    Achtibat et al. 2024, "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers", proposition 3.3.
+    """
+
+    eps: float | Stabilize = 0.0
+
+    fits: ClassVar[frozenset[str]] = frozenset({PRODUCTS})
+    multiplicative: ClassVar[bool] = True
+
+    def __call__(self, layer: Layer, a: Any, params: Any, R: jax.Array) -> Any:
+        def of_one(i):  # the layer is linear in one factor if the other is constant
+            linear = lambda x, _: layer([x if i == j else other for j, other in enumerate(a)], params)
+            return four_steps(linear, [(a[i], ())], R / len(a), self.eps)
+
+        return [of_one(i) for i in range(len(a))]
+
+
+@dataclasses.dataclass(frozen=True)
+class SignalTakesAll(Rule):
+    """The signal gets all relevance, a_j dz_k/da_j R_k / z_k. Its gate is constant and gets none.
+
+    For a signal multiplied by a gate between 0 and 1. For values averaged by attention, this is CP-LRP.
+
+    Arras et al. 2019, "Explaining and Interpreting LSTMs", section 11.3.3 (LRP-all); Ali et al. 2022, "XAI for
+    Transformers: Better Explanations through Conservative Propagation", section 3.
+    """
+
+    eps: float | Stabilize = 0.0
+
+    fits: ClassVar[frozenset[str]] = frozenset({GATED})
+    constant: ClassVar[tuple[int, ...]] = (1,)
+    multiplicative: ClassVar[bool] = True
+
+    def __call__(self, layer: Layer, a: Any, params: Any, R: jax.Array) -> Any:
+        signal, gate = a
+        linear = lambda x, gate: layer([x, gate], params)
+        return [four_steps(linear, [(signal, gate)], R, self.eps), jnp.zeros_like(gate)]
