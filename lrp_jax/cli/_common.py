@@ -1,4 +1,4 @@
-"""What all commands share: how they say that something is wrong."""
+"""Errors, the compilation cache, networks and files, for all commands."""
 
 import os
 import sys
@@ -6,30 +6,32 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-RULES = ("LRP-0", "LRP-epsilon", "LRP-gamma", "LRP-alpha2beta1")
-"""Names in `experiments.RULES`, at hand before JAX is imported."""
-
 
 class CommandError(Exception):
-    """What went wrong with one photograph or with the call, in one sentence."""
+    """The command, or one image, cannot be processed. The message is one sentence."""
 
 
-def complain(error: Exception) -> int:
-    """Says what is wrong; returns the exit code."""
+def print_error(error: Exception) -> int:
+    """Prints the message, and returns the exit code."""
     print(f"lrp-jax: {error}", file=sys.stderr)
     return 2
 
 
+def print_write_error(path: Any, error: OSError) -> int:
+    """Prints that the result for an image cannot be written, and returns the exit code."""
+    return print_error(CommandError(f"{path}: the result cannot be written ({error.strerror or error})."))
+
+
 def cache_folder() -> str:
-    """Where compiled code is kept from one call to the next: JAX's own setting, or the user's cache folder."""
+    """The folder of compiled code: JAX's own setting, or the user's cache folder."""
     import platformdirs
 
-    own = os.path.join(platformdirs.user_cache_dir("lrp_jax"), "compiled")
-    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or own
+    default = os.path.join(platformdirs.user_cache_dir("lrp_jax"), "compiled")
+    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or default
 
 
-def keep_compiled() -> None:
-    """Keeps compiled code in the cache folder, and takes it from there."""
+def enable_compilation_cache() -> None:
+    """Makes JAX keep compiled code in the cache folder."""
     import jax
 
     jax.config.update("jax_compilation_cache_dir", cache_folder())
@@ -37,11 +39,18 @@ def keep_compiled() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def refuse_existing(files: Iterable[Path], overwrite: bool) -> None:
-    """Raises where a file to write is there already."""
+def check_not_existing(files: Iterable[Path], overwrite: bool, path: str | None = None) -> None:
+    """Raises CommandError if a file to write exists.
+
+    Args:
+        files: the files to write.
+        overwrite: whether existing files are replaced.
+        path: the image that the files belong to, for the message.
+    """
     for file in files:
         if file.exists() and not overwrite:
-            raise CommandError(f"{file} exists; use --overwrite to replace it, or --out for another folder.")
+            prefix = f"{path}: " if path else ""
+            raise CommandError(f"{prefix}{file} exists; use --overwrite to replace it, or --out for another folder.")
 
 
 def make_folder(folder: Path) -> None:
@@ -53,7 +62,7 @@ def make_folder(folder: Path) -> None:
 
 
 def save_figure(figure: Any, file: Path) -> None:
-    """Writes a picture, and says where."""
+    """Writes a figure, and prints the name of the file."""
     from lrp_jax import plot
 
     try:
@@ -63,7 +72,7 @@ def save_figure(figure: Any, file: Path) -> None:
     print(f"  -> {file}")
 
 
-def model_of(name: str) -> Any:
+def load_model(name: str) -> Any:
     """The network of this name."""
     from lrp_jax import models
 
@@ -73,12 +82,27 @@ def model_of(name: str) -> Any:
         raise CommandError(error) from None
 
 
-def suits(path: str | Path, wanted: Any) -> str:
-    """Which other networks' weights the file holds, as the end of a sentence; nothing where there is no more to say."""
-    from lrp_jax import models, weights
-    from lrp_jax.models.pretrained import model_in
+def load_params(model: Any, path: Path | None = None) -> Any:
+    """The network's weights on the device. The copy on the host is released array by array."""
+    import jax
 
-    def fits(model):
+    from lrp_jax.weights import WeightsError
+
+    try:
+        leaves, tree = jax.tree.flatten(model.params(path))
+    except WeightsError as error:
+        raise CommandError(f"{error}{matching_models(path, model) if path else ''}") from None
+    for i, leaf in enumerate(leaves):
+        leaves[i] = jax.device_put(leaf)
+    return jax.tree.unflatten(tree, leaves)
+
+
+def matching_models(path: str | Path, rejected: Any) -> str:
+    """A sentence that names the other networks whose weights are in the file. Empty if there is nothing to add."""
+    from lrp_jax import models, weights
+    from lrp_jax.models.weight_files import model_named_in
+
+    def matches(model):
         try:
             return weights.arrange(tensors, model.shapes, model.layouts, path)
         except weights.WeightsError:
@@ -88,8 +112,8 @@ def suits(path: str | Path, wanted: Any) -> str:
         tensors = weights.read(path)
     except weights.WeightsError:
         return ""
-    if model_in(path):  # which says so itself
+    if model_named_in(path):  # the error names the model already
         return ""
-    others = [model for model in models.registry().values() if model is not wanted]
-    names = [f"--model {model.name}" for model in others if fits(model)]
-    return f" It suits {' or '.join(names)}." if names else ""
+    others = [model for model in models.registry().values() if model is not rejected]
+    names = [f"--model {model.name}" for model in others if matches(model)]
+    return f" The file matches {' or '.join(names)}." if names else ""

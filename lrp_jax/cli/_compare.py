@@ -1,194 +1,190 @@
-"""The commands `lrp-jax compare` and `lrp-jax layers`: rules and methods side by side; relevance at every layer."""
+"""The command `lrp-jax compare`: heatmaps by several rules and methods, side by side."""
 
 import time
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import lrp_jax
-from lrp_jax.cli._common import CommandError, complain
-from lrp_jax.cli._photos import add_common, add_drawing, files_of, params_of, positive, prepare, style, unwritten
+from lrp_jax.cli._arguments import positive
+from lrp_jax.cli._common import CommandError, load_params, print_error, print_write_error
+from lrp_jax.cli._explainers import make_explainers
+from lrp_jax.cli._inputs import (
+    InputImage,
+    add_drawing_options,
+    add_image_options,
+    drawing_options,
+    find_class,
+    network_input,
+    output_files,
+    read_inputs,
+    softmax,
+)
 
 NOT_LINEAR = ("absolute_gradient", "guided_backprop", "deconvnet", "deep_taylor", "grad_cam")
-"""Explainers whose maps of two classes may not be subtracted."""
+"""Explainers that are not linear in the logits. The difference of their heatmaps of two classes has no meaning."""
 
-WIDEST = 6
-"""Pictures beside each other where all of one class are in one row."""
+COLUMNS = 6
+"""Cells in a row of the figure if only one class is explained."""
+
+
+class Comparison(NamedTuple):
+    """The heatmaps of one image.
+
+    Attributes:
+        titles: the title of each row: a class, or the difference of two classes.
+        maps: by explainer, the heatmaps of the rows. The difference may be missing.
+        seconds: by explainer, the time for all classes.
+        classes: number of explained classes.
+    """
+
+    titles: list[str]
+    maps: dict[str, list[Any]]
+    seconds: dict[str, float]
+    classes: int
 
 
 def add(commands) -> None:
-    """Adds the commands to the parser's."""
+    """Adds the command to the parser."""
     compare = commands.add_parser(
         "compare",
-        help="explain photographs by several rules and methods, side by side",
-        description="Draws each photograph's maps by several rules and methods, one column each, for one class or "
-        "several, one row each; prints their sums of relevance and how long they took.",
+        help="explain images by several rules and methods, side by side",
+        description="Draws heatmaps of each image: one column for each rule or method, one row for each class. Prints "
+        "the sums of relevance and the run times.",
     )
-    which = add_common(compare, composite=False)
-    which.add_argument("--top", type=positive, default=1, metavar="K", help="the K likeliest classes")
-    shown = "names of composites and methods, in this order (default: some); a wrong name lists all"
+    which = add_image_options(compare, composite=False)
+    which.add_argument("--top", type=positive, default=1, metavar="K", help="the K most probable classes")
+    shown = "names of composites and methods, in this order (default: a selection); an unknown name lists all"
     compare.add_argument("--show", nargs="+", metavar="NAME", help=shown)
-    against = "a class to set against the explained one: one more row, for the difference of their logits"
+    against = "a second class; adds a row for the difference between the logits of the first and the second class"
     compare.add_argument("--against", metavar="CLASS", help=against)
-    scale = "whether colours end at each map's own relevance, or at each column's, or all maps' largest"
+    scale = "the colour scale ends at the limit of each map, or at the largest limit in a column, or of all maps"
     compare.add_argument("--scale", choices=("each", "column", "all"), default="each", help=scale)
-    add_drawing(compare)
-    compare.add_argument("--npz", action="store_true", help="write the maps as arrays, too")
-    compare.set_defaults(run=_compare, composite=None, ends=_ends)
-
-    layers = commands.add_parser(
-        "layers",
-        help="draw relevance at every layer",
-        description="Draws the relevance at the input of each layer, summed over channels, from the logits to the "
-        "pixels, with its share of the score.",
-    )
-    add_common(layers)
-    channels = "draw the most relevant channels of what enters this layer instead; a wrong name lists all"
-    layers.add_argument("--channels", metavar="LAYER", help=channels)
-    layers.add_argument("--count", type=positive, default=8, metavar="N", help="how many channels (default: 8)")
-    add_drawing(layers)
-    layers.set_defaults(run=_layers, top=1, ends=lambda options: [f"_layers.{options.format}"])
+    add_drawing_options(compare)
+    compare.add_argument("--npz", action="store_true", help="also write the heatmaps as arrays")
+    compare.set_defaults(run=_compare, composite=None, suffixes=_suffixes)
 
 
-def _ends(options) -> list[str]:
+def _suffixes(options) -> list[str]:
     return [f"_compare.{options.format}", *(["_compare.npz"] if options.npz else [])]
 
 
-def named(model, names: list[str] | None) -> dict[str, Any]:
-    """The explainers of these names; by default, some that show what rules are for."""
-    known = model.explainers
-    names = names or ["gradient", "gradient_times_input", "lrp_epsilon", "lrp_gamma", model.presets[0]]
-    if wrong := [name for name in names if name not in known]:
-        raise CommandError(f"nothing is called {wrong[0]!r}; there are {', '.join(known)}.")
-    return {name: known[name]() for name in names}
-
-
-def compiled(explain: Any, *args: Any) -> Any:
-    """The explainer for arguments of these shapes, the target last.
-
-    Raises:
-        CommandError: it does not suit the network.
-    """
-    import jax
-
-    try:
-        return jax.jit(lambda *args: explain(*args[:-1], target=args[-1])).lower(*args).compile()
-    except ValueError as error:  # a class activation map of another network
-        raise CommandError(error) from None
-
-
 def _compare(options) -> int:
-    model, target, photos, failed = prepare(options)
-    explainers = named(model, options.show)
-    try:
-        rival = None if options.against is None else model.class_index(options.against)
-    except ValueError as error:
-        raise CommandError(error) from None
-    if not photos:
-        return failed
+    model, target, images, exit_code = read_inputs(options)
+    default = ["gradient", "gradient_times_input", "lrp_epsilon", "lrp_gamma", model.presets[0]]
+    explainers = make_explainers(model, options.show or default)
+    against = find_class(model, options.against)
+    if not images:
+        return exit_code
     import jax
+    import numpy as np
+
+    params, compiled = load_params(model, options.weights), {}
+    logits_of = jax.jit(model.apply)
+    for image in images:
+        x = network_input(model, image)
+        logits = np.asarray(logits_of(params, x)[0])
+        targets = np.argsort(-logits)[: options.top].tolist() if target is None else [target]
+        if against in targets:
+            message = f"{image.path}: --against {options.against!r} is the explained class; give another class."
+            exit_code = print_error(CommandError(message))
+            continue
+        maps, seconds = _explain(explainers, compiled, params, x, targets, against)
+        titles = _titles(model, logits, targets, against)
+        comparison = Comparison(titles, maps, seconds, len(targets) + (against is not None))
+        _print(image, comparison)
+        try:
+            _write(image, comparison, model, options)
+        except OSError as error:
+            exit_code = print_write_error(image.path, error)
+    return exit_code
+
+
+def _explain(
+    explainers: dict[str, Any], compiled: dict[Any, Any], params, x, targets: list[int], against: int | None
+) -> tuple[dict[str, list[Any]], dict[str, float]]:
+    """The heatmaps of all rows by each explainer, and the times. Adds to `compiled`."""
     import numpy as np
     from tqdm import tqdm
 
-    from lrp_jax import plot
-
-    params, ready = params_of(model, options.weights), {}
-    logits_of = jax.jit(model.apply)
-    for photo in photos:
-        x = model.preprocessing.normalize(photo.crop)[None]
-        logits = np.asarray(logits_of(params, x)[0])
-        shares = np.asarray(jax.nn.softmax(logits))
-        targets = np.argsort(-logits)[: options.top].tolist() if target is None else [target]
-        if rival in targets:
-            failed = complain(
-                CommandError(f"{photo.path}: --against {options.against!r} is the class that is explained.")
-            )
-            continue
-        asked = np.array([*targets, *([] if rival is None else [rival])], np.int32)[:, None]
-        maps, seconds = {}, {}
-        for name, explain in tqdm(explainers.items(), disable=None, leave=False):
-            place = name, x.shape, asked.shape
-            if place not in ready:
-                ready[place] = compiled(explain, params, x, asked)
-            start = time.perf_counter()
-            found = np.asarray(ready[place](params, x, asked))[:, 0]
-            seconds[name] = time.perf_counter() - start
-            maps[name] = list(found[: len(targets)])
-            if rival is not None and name not in NOT_LINEAR:
-                maps[name].append(found[0] - found[-1])
-        classes = [f"{model.classes[c][1]}\n{shares[c]:.1%}, logit {logits[c]:.2f}" for c in targets]
-        if rival is not None:
-            names = model.classes[targets[0]][1], model.classes[rival][1]
-            classes.append(f"{names[0]} against {names[1]}\nlogits {logits[targets[0]]:.2f} - {logits[rival]:.2f}")
-        rows = []
-        for i, title in enumerate(classes):
-            rows.append([plot.Cell(photo.crop, title)])
-            for name, found in maps.items():
-                if i == len(found):
-                    rows[-1].append(None)
-                    continue
-                heading = f"{name}\nsum {found[i].sum(dtype=np.float64):.3g}, {seconds[name]:.2g} s"
-                rows[-1].append(plot.Cell(found[i], heading, photo.crop if options.overlay else None))
-        if len(rows) == 1:
-            rows = [rows[0][i : i + WIDEST] for i in range(0, len(rows[0]), WIDEST)]
-        count = f" for {len(asked)} classes" * (len(asked) > 1)
-        print(photo.path)
-        for title in classes:
-            print(f"  {title.replace(chr(10), ': ')}")
-        width = max(map(len, maps))
-        for name, found in maps.items():
-            sums = "".join(f"{f.sum(dtype=np.float64):12.4g}" for f in found).ljust(12 * len(classes))
-            print(f"    {name:{width}}{sums}  {seconds[name]:7.2f} s{count}")
-        try:
-            file, *arrays = files_of(photo.stem, options)
-            figure = plot.table(rows, f"{Path(photo.path).name}, {model.name}", scale=options.scale, **style(options))
-            plot.save(figure, file, options.width)
-            if arrays:
-                stacked: dict[str, Any] = {name: np.stack(found) for name, found in maps.items()}
-                np.savez_compressed(arrays[0], **stacked)
-            print(f"  -> {', '.join(map(str, [file, *arrays]))}")
-        except OSError as error:
-            failed = unwritten(photo.path, error)
-    return failed
+    classes = np.array([*targets, *([] if against is None else [against])], np.int32)[:, None]
+    maps, seconds = {}, {}
+    for name, explain in tqdm(explainers.items(), disable=None, leave=False):
+        key = name, x.shape, classes.shape
+        if key not in compiled:
+            compiled[key] = _compile(explain, params, x, classes)
+        start = time.perf_counter()
+        found = np.asarray(compiled[key](params, x, classes))[:, 0]
+        seconds[name] = time.perf_counter() - start
+        maps[name] = list(found[: len(targets)])
+        if against is not None and name not in NOT_LINEAR:
+            maps[name].append(found[0] - found[-1])
+    return maps, seconds
 
 
-def _layers(options) -> int:
-    model, target, photos, failed = prepare(options)
-    if not photos:
-        return failed
+def _compile(explain: Any, params, x, classes) -> Any:
+    """The explainer, compiled for arguments of these shapes."""
+    import jax
+
+    try:
+        explain_classes = jax.jit(lambda params, x, classes: explain(params, x, target=classes))
+        return explain_classes.lower(params, x, classes).compile()
+    except ValueError as error:  # the explainer cannot be applied to this network
+        raise CommandError(error) from None
+
+
+def _titles(model, logits, targets: list[int], against: int | None) -> list[str]:
+    """The title of each row, in two lines."""
+    probabilities, names = softmax(logits), [name for _, name in model.classes]
+    titles = [f"{names[c]}\n{probabilities[c]:.1%}, logit {logits[c]:.2f}" for c in targets]
+    if against is not None:
+        first = targets[0]
+        titles.append(f"{names[first]} against {names[against]}\nlogits {logits[first]:.2f} - {logits[against]:.2f}")
+    return titles
+
+
+def _print(image: InputImage, comparison: Comparison) -> None:
+    import numpy as np
+
+    print(image.path)
+    for title in comparison.titles:
+        print(f"  {title.replace(chr(10), ': ')}")
+    width = max(map(len, comparison.maps))
+    classes = f" for {comparison.classes} classes" if comparison.classes > 1 else ""
+    for name, maps in comparison.maps.items():
+        sums = "".join(f"{R.sum(dtype=np.float64):12.4g}" for R in maps).ljust(12 * len(comparison.titles))
+        print(f"    {name:{width}}{sums}  {comparison.seconds[name]:7.2f} s{classes}")
+
+
+def _write(image: InputImage, comparison: Comparison, model, options) -> None:
+    """Writes the figure, and the arrays with `--npz`."""
     import numpy as np
 
     from lrp_jax import plot
 
-    params = params_of(model, options.weights)
-    explain = lrp_jax.lrp(model.apply, model.composites[options.composite](), layers=True, value=True)
-    for photo in photos:
-        x = model.preprocessing.normalize(photo.crop)[None]
-        logits, (_, at_layers) = explain(params, x, target=target)
-        found = {name: np.asarray(R[0]) for name, R in at_layers.items()}
-        c = int(np.argmax(logits)) if target is None else target
-        caption = f"{Path(photo.path).name}: {model.classes[c][1]}, {model.name}, {options.composite}"
-        if options.channels is None:
-            figure = plot.layers(photo.crop, found, caption, **style(options))
-        else:
-            spatial = {name: R for name, R in found.items() if R.ndim == 3}
-            if options.channels not in spatial:
-                raise CommandError(
-                    f"no layer {options.channels!r} with positions; there are {', '.join(spatial) or 'none'}."
-                )
-            cells = [
-                plot.Cell(photo.crop, f"into {options.channels}"),
-                *plot.channels(spatial[options.channels], options.count),
-            ]
-            figure = plot.table([cells[i : i + 3] for i in range(0, len(cells), 3)], caption, **style(options))
-        print(f"{photo.path}: {model.classes[c][1]}, {options.composite}")
-        for name, R in reversed(found.items()):
-            print(
-                f"  {name:12} {R.sum(dtype=np.float64):10.4g}  {R.sum(dtype=np.float64) / found['output'].sum():8.2%}"
-            )
-        try:
-            (file,) = files_of(photo.stem, options)
-            plot.save(figure, file, options.width)
-            print(f"  -> {file}")
-        except OSError as error:
-            failed = unwritten(photo.path, error)
-    return failed
+    rows = _cells(image, comparison, options)
+    title = f"{image.name}, {model.name}"
+    file, *arrays = output_files(image.stem, options)
+    plot.save(plot.table(rows, title, scale=options.scale, **drawing_options(options)), file, options.width)
+    if arrays:
+        stacked: dict[str, Any] = {name: np.stack(maps) for name, maps in comparison.maps.items()}
+        np.savez_compressed(arrays[0], **stacked)
+    print(f"  -> {', '.join(map(str, [file, *arrays]))}")
+
+
+def _cells(image: InputImage, comparison: Comparison, options) -> list[list[Any]]:
+    """The cells of the figure, by row."""
+    import numpy as np
+
+    from lrp_jax import plot
+
+    rows = []
+    for i, title in enumerate(comparison.titles):
+        row: list[Any] = [plot.Cell(image.crop, title)]
+        for name, maps in comparison.maps.items():
+            if i == len(maps):
+                row.append(None)
+                continue
+            heading = f"{name}\nsum {maps[i].sum(dtype=np.float64):.3g}, {comparison.seconds[name]:.2g} s"
+            row.append(plot.Cell(maps[i], heading, image.crop if options.overlay else None))
+        rows.append(row)
+    if len(rows) == 1:
+        return [rows[0][i : i + COLUMNS] for i in range(0, len(rows[0]), COLUMNS)]
+    return rows

@@ -1,181 +1,214 @@
-"""The commands `lrp-jax explain` and `lrp-jax check`: why does the network see that in my photograph?"""
+"""The command `lrp-jax explain`: the classes of images, and the relevance of their pixels."""
 
-import functools
 import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import lrp_jax
-from lrp_jax.cli._photos import Photo, add_common, add_drawing, files_of, params_of, positive, prepare, style, unwritten
+from lrp_jax.cli._arguments import positive
+from lrp_jax.cli._common import load_params, print_write_error
+from lrp_jax.cli._inputs import (
+    InputImage,
+    add_drawing_options,
+    add_image_options,
+    drawing_options,
+    output_files,
+    read_inputs,
+    softmax,
+)
 
-BATCH = 8
-"""Photographs explained at a time."""
+BATCH_SIZE = 8
+"""Number of images explained at a time."""
 
 
-class Found(NamedTuple):
-    """What the network made of a photograph, for one explained class; on a larger one, its logit place by place."""
+class ExplainedClass(NamedTuple):
+    """The explanation of one class of an image.
+
+    Attributes:
+        target: index of the class.
+        logit, probability: of the class.
+        relevance: (H, W, channels).
+        class_map: (rows, columns), the logit of the class at each position of a larger image, or None.
+    """
 
     target: int
     logit: float
     probability: float
     relevance: Any
-    places: Any = None
+    class_map: Any = None
+
+
+class Batch(NamedTuple):
+    """The explanations of N images, for K classes each.
+
+    Attributes:
+        targets: (K, N) indices of the explained classes.
+        logits: (N, classes).
+        relevance: (K, N, H, W, channels).
+        class_maps: (N, rows, columns, classes), or None.
+    """
+
+    targets: Any
+    logits: Any
+    relevance: Any
+    class_maps: Any
+
+    def of_image(self, i: int) -> list[ExplainedClass]:
+        """The explained classes of one image."""
+        logits, probabilities = self.logits[i], softmax(self.logits[i])
+        return [
+            ExplainedClass(
+                c, float(logits[c]), float(probabilities[c]), relevance,
+                None if self.class_maps is None else self.class_maps[i, ..., c],
+            )
+            for c, relevance in zip(self.targets[:, i].tolist(), self.relevance[:, i], strict=True)
+        ]  # fmt: skip
 
 
 def add(commands) -> None:
-    """Adds the commands to the parser's."""
+    """Adds the command to the parser."""
     explain = commands.add_parser(
         "explain",
-        help="explain what the network sees in photographs",
-        description="Names what the network sees in each photograph, and draws which pixels speak for it (red) and "
-        "against it (blue).",
+        help="explain the classification of images",
+        description="Prints the predicted class of each image, and draws the relevance of the pixels. Red pixels "
+        "support the class, blue pixels contradict it.",
     )
-    which = add_common(explain)
-    which.add_argument("--top", type=positive, default=1, metavar="K", help="explain the K likeliest classes")
-    add_drawing(explain)
-    explain.add_argument("--map", action="store_true", help="write each map alone, too, transparent, pixel for pixel")
-    explain.add_argument("--npz", action="store_true", help="write the relevance as an array, too")
+    which = add_image_options(explain)
+    which.add_argument("--top", type=positive, default=1, metavar="K", help="explain the K most probable classes")
+    add_drawing_options(explain)
+    explain.add_argument("--map", action="store_true", help="also write each heatmap alone, transparent, unscaled")
+    explain.add_argument("--npz", action="store_true", help="also write the relevance as an array")
     explain.add_argument("--json", action="store_true", help="print the results as JSON")
-    explain.set_defaults(run=_explain, ends=_ends)
-
-    check = commands.add_parser(
-        "check",
-        help="verify where relevance went, layer by layer",
-        description="Prints, for each photograph, where each unit of relevance went on its way from the score to the "
-        "pixels, and draws it: how much arrived at each layer, and what stayed behind.",
-    )
-    add_common(check)
-    check.set_defaults(run=_check, top=1, ends=lambda options: ("_ledger.png",))
+    explain.set_defaults(run=_explain, suffixes=_suffixes)
 
 
-def _ends(options) -> list[str]:
-    """How the names of the files for one photograph end: the picture, then what else is asked for."""
+def _suffixes(options) -> list[str]:
+    """The suffixes of the files of one image: the figure, then the optional files."""
     maps = [f"_map{f'_{i}' * (options.top > 1)}.png" for i in range(1, options.top + 1)] if options.map else []
     return [f"_lrp.{options.format}", *maps, *(["_lrp.npz"] if options.npz else [])]
 
 
 def _explain(options) -> int:
-    model, target, photos, failed = prepare(options)
+    model, target, images, exit_code = read_inputs(options)
     records = []
-    for photo, found in _relevances(model, photos, target, options):
+    for image, explained in _explanations(model, images, target, options):
         try:
-            records.append(_write(photo, found, model, options))
+            _write(image, explained, model, options)
         except OSError as error:
-            failed = unwritten(photo.path, error)
+            exit_code = print_write_error(image.path, error)
             continue
+        records.append(_record(image, explained, model, options))
         if not options.json:
             _print(records[-1])
     if options.json:
         print(json.dumps(records, indent=2))
-    return failed
+    return exit_code
 
 
-def _check(options) -> int:
-    model, target, photos, failed = prepare(options)
-    params = params_of(model, options.weights) if photos else None
-    books = lrp_jax.conservation(model.apply, model.composites[options.composite]())
-    for photo in photos:
-        ledger = books(params, model.preprocessing.normalize(photo.crop)[None], target=target)
-        print(f"{photo.path}: {options.composite}, score {ledger.score[0]:.3f}")
-        print(ledger)
-        try:
-            (file,) = files_of(photo.stem, options)
-            _draw(ledger, f"{Path(photo.path).name}: {options.composite}", file)
-            print(f"  -> {file}\n")
-        except OSError as error:
-            failed = unwritten(photo.path, error)
-        failed = failed or (0 if ledger.closes else 2)
-    return failed
-
-
-def _draw(ledger, title: str, file: Path) -> None:
-    from matplotlib.figure import Figure
-
-    from lrp_jax import plot
-
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    plot.books(ledger, figure.subplots())
-    figure.suptitle(title, fontsize=10)
-    plot.save(figure, file)
-
-
-def _relevances(model, photos: Sequence[Photo], target: int | None, options) -> Iterator[tuple[Photo, list[Found]]]:
-    """Explains the photographs in batches of one size, so that the network is compiled once; larger ones singly."""
-    if not photos:
+def _explanations(
+    model, images: Sequence[InputImage], target: int | None, options
+) -> Iterator[tuple[InputImage, list[ExplainedClass]]]:
+    """Explains the images in batches. With `--size`, images have different shapes and are explained one by one."""
+    if not images:
         return
-    import jax
     import numpy as np
     from tqdm import tqdm
 
-    params, top = params_of(model, options.weights), options.top
-    explain = lrp_jax.lrp(model.apply, model.composites[options.composite](), value=True)
-    explained = functools.partial(explain, params)
-    logits_of = jax.jit(model.apply)
-    places_of = jax.jit(model.class_map) if options.size and model.has_class_map else None
-    size = 1 if options.size else min(BATCH, len(photos))
-    with tqdm(total=len(photos), unit="photo", disable=len(photos) == 1 or None, leave=False) as progress:
-        for start in range(0, len(photos), size):
-            batch = photos[start : start + size]
-            x = np.stack([model.preprocessing.normalize(photo.crop) for photo in batch])
-            x = np.concatenate([x, np.zeros((size - len(batch), *x.shape[1:]), x.dtype)])
-            targets: Any = target
-            if top > 1:
-                targets = np.argsort(-np.asarray(logits_of(params, x)), axis=-1)[:, :top].T
-            if start == 0 and len(photos) > size > 1:
-                explained = explain.prepare(params, x, target=targets)  # pyright: ignore[reportFunctionMemberAccess]
-            found = explained(x, target=targets)
-            from lrp_jax import plot  # noqa: F401  takes a while, and so does what is computed meanwhile
+    from lrp_jax.evaluation import padded_batches
 
-            places = np.asarray(places_of(params, x)) if places_of else None
-            logits, relevance = map(np.asarray, found)
-            if top == 1:
-                relevance = relevance[None]
-                targets = np.argmax(logits, axis=-1)[None] if target is None else np.full((1, size), target)
-            order = targets.T
-            powers = np.exp(logits - logits.max(-1, keepdims=True))
-            shares = powers / powers.sum(-1, keepdims=True)
-            for i, photo in enumerate(batch):
-                maps = [None if places is None else places[i, ..., c] for c in order[i]]
-                picks = zip(order[i].tolist(), relevance, maps, strict=True)
-                yield photo, [Found(c, float(logits[i, c]), float(shares[i, c]), r[i], m) for c, r, m in picks]
+    def to_array(batch):
+        return np.stack([model.preprocessing.normalize(image.crop) for image in batch])
+
+    size = 1 if options.size else BATCH_SIZE
+    explain = _batch_explainer(model, target, options, prepare=len(images) > size > 1)
+    with tqdm(total=len(images), unit="image", disable=len(images) == 1 or None, leave=False) as progress:
+        for part, x in padded_batches(images, size, to_array):
+            batch = explain(x)
+            for i, image in enumerate(part):
+                yield image, batch.of_image(i)
                 progress.update()
 
 
-def _write(photo: Photo, found: Sequence[Found], model, options) -> dict[str, Any]:
-    """Writes the picture, and the arrays if asked to; returns what there is to say."""
+def _batch_explainer(model, target: int | None, options, prepare: bool) -> Callable[[Any], Batch]:
+    """Returns a function from images (N, H, W, channels) to their explanations.
+
+    `prepare` is True if all batches have one shape and there are several.
+    """
+    import jax
     import numpy as np
 
+    params = load_params(model, options.weights)
+    explain = lrp_jax.lrp(model.apply, model.composites[options.composite](), logits=True)
+    logits_of = jax.jit(model.apply)
+    class_map_of = jax.jit(model.class_map) if options.size and model.has_class_map else None
+    prepared = None
+
+    def explain_batch(x):
+        nonlocal prepared
+        targets: Any = target
+        if options.top > 1:
+            targets = np.argsort(-np.asarray(logits_of(params, x)), axis=-1)[:, : options.top].T
+        if prepare and prepared is None:
+            prepared = explain.prepare(params, x, target=targets)
+        found = prepared(x, target=targets) if prepared is not None else explain(params, x, target=targets)
+        from lrp_jax import plot  # noqa: F401  this slow import runs while the device computes
+
+        class_maps = np.asarray(class_map_of(params, x)) if class_map_of else None
+        logits, relevance = np.asarray(found.logits), np.asarray(found.relevance)
+        if options.top == 1:
+            relevance = relevance[None]
+            targets = np.argmax(logits, axis=-1)[None] if target is None else np.full((1, len(x)), target)
+        return Batch(targets, logits, relevance, class_maps)
+
+    return explain_batch
+
+
+def _write(image: InputImage, explained: Sequence[ExplainedClass], model, options) -> None:
+    """Writes the figure and the optional files."""
     from lrp_jax import plot
 
-    names = [model.classes[f.target][1] for f in found]
     titles = [
-        f"{name}: logit {f.logit:.2f}, relevance {f.relevance.sum():.3g}" for name, f in zip(names, found, strict=True)
+        f"{model.classes[e.target][1]}: logit {e.logit:.2f}, relevance {e.relevance.sum():.3g}" for e in explained
     ]
-    places = [f.places for f in found if f.places is not None]
-    relevances = [f.relevance for f in found]
+    class_maps = [e.class_map for e in explained if e.class_map is not None]
+    relevances = [e.relevance for e in explained]
     caption = f"{model.name}, {options.composite}"
-    figure = plot.explanation(
-        photo.crop, relevances, titles, caption, places, overlay=options.overlay, **style(options)
-    )
-    files = files_of(photo.stem, options)
+    style = drawing_options(options)
+    figure = plot.explanation(image.crop, relevances, titles, caption, class_maps, overlay=options.overlay, **style)
+    files = output_files(image.stem, options)
     plot.save(figure, files[0], options.width)
     for relevance, file in zip(relevances, files[1:], strict=False) if options.map else ():
-        plot.transparent(relevance, **style(options)).save(file)
+        plot.transparent(relevance, **style).save(file)
     if options.npz:
-        arrays = {
-            "relevance": np.stack(relevances), "target": np.array([f.target for f in found]),
-            "logit": np.array([f.logit for f in found]), "name": np.array(names), "crop": np.asarray(photo.crop),
-        }  # fmt: skip
-        if places:
-            arrays["class_map"] = np.stack(places)
-        np.savez_compressed(files[-1], **arrays)
-    classes = [
-        {"class": name, "index": f.target, "wnid": model.classes[f.target][0], "probability": f.probability,
-         "logit": f.logit, "relevance": float(f.relevance.sum(dtype=np.float64))}
-        for name, f in zip(names, found, strict=True)
-    ]  # fmt: skip
-    return {"photo": photo.path, "composite": options.composite, "classes": classes, "files": list(map(str, files))}
+        _write_arrays(files[-1], image, explained, model)
+
+
+def _write_arrays(file, image: InputImage, explained: Sequence[ExplainedClass], model) -> None:
+    import numpy as np
+
+    arrays = {
+        "relevance": np.stack([e.relevance for e in explained]),
+        "target": np.array([e.target for e in explained]),
+        "logit": np.array([e.logit for e in explained]),
+        "name": np.array([model.classes[e.target][1] for e in explained]),
+        "crop": np.asarray(image.crop),
+    }
+    if explained[0].class_map is not None:
+        arrays["class_map"] = np.stack([e.class_map for e in explained])
+    np.savez_compressed(file, **arrays)
+
+
+def _record(image: InputImage, explained: Sequence[ExplainedClass], model, options) -> dict[str, Any]:
+    """The results for one image, for JSON."""
+    classes = []
+    for e in explained:
+        wnid, name = model.classes[e.target]
+        classes.append({
+            "class": name, "index": e.target, "wnid": wnid, "probability": e.probability, "logit": e.logit,
+            "relevance": float(e.relevance.sum(dtype="float64")),
+        })  # fmt: skip
+    files = list(map(str, output_files(image.stem, options)))
+    return {"photo": image.path, "composite": options.composite, "classes": classes, "files": files}
 
 
 def _print(record: dict[str, Any]) -> None:

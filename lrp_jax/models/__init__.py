@@ -1,4 +1,7 @@
-"""Networks with their weights. A file here that has `MODELS` adds them to the registry; nothing else is needed."""
+"""Networks with their weights.
+
+The registry collects the list `MODELS` of each file in this folder. To add a model, add a file with such a list.
+"""
 
 import functools
 import importlib
@@ -9,12 +12,12 @@ if TYPE_CHECKING:
     from lrp_jax.models.pretrained import Pretrained
 
 DEFAULT = "vgg16_imagenette"
-"""The command's network where none is named."""
+"""The network that the commands use by default."""
 
 
 @functools.cache
 def registry() -> dict[str, "Pretrained"]:
-    """All networks for photographs by name, the default first."""
+    """Returns all image classifiers by name, the default one first."""
     names = [module.name for module in pkgutil.iter_modules(__path__)]
     modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
     models = [model for module in modules for model in getattr(module, "MODELS", ())]
@@ -22,11 +25,11 @@ def registry() -> dict[str, "Pretrained"]:
 
 
 def load(name: str) -> "Pretrained":
-    """The network of this name; its weights are read when it is asked for them.
+    """Returns the network of this name. Its weights are not read before `params()` is called.
 
     Raises:
-        ValueError: no such network; the message lists them.
+        ValueError: there is no such network. The message lists all networks.
     """
     if name not in registry():
-        raise ValueError(f"no model {name!r}; there are {', '.join(registry())}.")
+        raise ValueError(f"no model {name!r}; the models are {', '.join(registry())}.")
     return registry()[name]

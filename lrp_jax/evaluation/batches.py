@@ -1,0 +1,31 @@
+"""Batches of one size, so that a function of them is compiled once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
+
+
+def padded_batches(
+    examples: Any, size: int, to_array: Callable[[Any], Shaped[np.ndarray, "n ..."]] = np.asarray
+) -> Iterator[tuple[Any, Shaped[np.ndarray, "size ..."]]]:
+    """Divides examples into batches of one size. The last batch is padded with zeros.
+
+    Args:
+        examples: a sequence of N examples, or an array (N, ...).
+        size: number of examples in a batch. The size is N if N is smaller.
+        to_array: converts a slice of `examples` to an array (n, ...). It is called when the batch is needed.
+
+    Yields:
+        The slice of `examples` (n <= size), and its array with `size` rows.
+    """
+    size = min(size, len(examples))
+    for start in range(0, len(examples), size or 1):
+        part = examples[start : start + size]
+        x = to_array(part)
+        yield part, np.concatenate([x, np.zeros((size - len(part), *x.shape[1:]), x.dtype)])
