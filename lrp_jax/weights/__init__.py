@@ -1,4 +1,4 @@
-"""Parameters on disk: nested dicts as safetensors, one tensor for each key path; and the files of others."""
+"""Reads, downloads, converts and saves weights. Saved files are safetensors with one tensor for each key path."""
 
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -21,7 +21,7 @@ __all__ = [
 
 Params = dict[str, Any]
 
-_ALIGNED = 64  # bytes; arrays that begin so become JAX's on a CPU without a copy
+_ALIGNMENT = 64  # bytes; JAX uses a host array on a CPU without a copy if its memory starts at a multiple of this
 
 
 def load(
@@ -31,69 +31,66 @@ def load(
     layouts: Sequence[Layout] = (),
     without: Collection[str] = (),
 ) -> Params:
-    """Reads nested params, floating-point ones as `dtype` whatever they are on disk.
+    """Reads nested params and converts floating-point tensors to `dtype`.
 
     Args:
-        path: a file that `save` wrote, or, with `shapes`, any that `read` reads.
-        dtype: of the floating-point numbers in memory; None leaves them as they are.
-        shapes: the tensors that a network needs, by their key paths; by default whatever is there.
-        layouts: how others keep them, as `arrange` takes it.
-        without: layers that may be missing, and are left out.
+        path: a file that `save` wrote. With `shapes`, any file that `read` can read.
+        dtype: type of the floating-point tensors in memory; None keeps the type of the file.
+        shapes: shapes of the tensors that the network needs, by key path. By default all tensors are loaded.
+        layouts: naming schemes and axis orders of other libraries, as in `arrange`.
+        without: names of layers to leave out. The file may lack them.
+
+    Returns:
+        A nested dict of arrays.
 
     Raises:
-        WeightsError: as `read` and `arrange`.
+        WeightsError: in the cases of `read` and `arrange`, or if a value is too large for `dtype`.
     """
     tensors = read(path)
     if shapes is not None:
         tensors = arrange(tensors, shapes, layouts, path, without)
 
-    def copied(key):
+    def convert(key):
         tensor = tensors[key]
         wanted = np.dtype(dtype) if dtype is not None and is_floating(tensor) else tensor.dtype.newbyteorder("=")
         copy = _copy(tensor, wanted)
         if not np.can_cast(tensor.dtype, wanted) and not is_finite(copy):
-            raise WeightsError(f"{path}: {key} holds numbers too large for {wanted}; keep them as {tensor.dtype}.")
+            raise WeightsError(f"{path}: {key} has values too large for {wanted}; load it with dtype {tensor.dtype}.")
         return copy.reshape(tensor.shape if shapes is None else shapes[key])
 
-    params: Params = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for key, copy in zip(tensors, pool.map(copied, tensors), strict=True):
-            *parents, leaf = key.split("/")
-            node = params
-            for name in parents:
-                node = node.setdefault(name, {})
-                if not isinstance(node, dict):
-                    raise WeightsError(f"{path}: {name!r} is both a tensor and what {key!r} belongs to.")
-            node[leaf] = copy
-    return params
+        return _nest(dict(zip(tensors, pool.map(convert, tensors), strict=True)), path)
 
 
 def save(path: str | Path, params: Mapping[str, Any], about: Mapping[str, str] | None = None) -> None:
-    """Writes nested params as tensors named by their key paths (`conv1_1/kernel`).
+    """Writes nested params to a safetensors file, each tensor under its key path (`conv1_1/kernel`).
 
     Args:
         path: the file to write; its folder must exist.
         params: a nested dict of arrays.
-        about: text to keep beside the tensors: source, licence, classes.
+        about: text to store in the file's header: source, licence, classes.
+
+    Raises:
+        OSError: the file cannot be written. An existing file stays unchanged.
     """
     part = Path(f"{path}.{os.getpid()}.part")
     try:
         part.touch()
-        mode = part.stat().st_mode  # as the user wants files to be; save_file would let nobody else read it
+        mode = part.stat().st_mode  # the user's default permissions; save_file makes the file private
         save_file(dict(_flatten(params)), part, metadata=dict(about or {}))
         part.chmod(mode)
         part.replace(path)
-    except SafetensorError as error:  # a full disk, too
+    except SafetensorError as error:  # for example a full disk
         raise OSError(str(error)) from None
     finally:
         part.unlink(missing_ok=True)
 
 
 def about(path: str | Path) -> dict[str, str]:
-    """The text kept beside the tensors of a safetensors file.
+    """Reads the text in the header of a safetensors file.
 
     Raises:
-        WeightsError: the file is missing, damaged or no safetensors file.
+        WeightsError: the file is missing, damaged or not a safetensors file.
     """
     try:
         with safe_open(path, framework="numpy") as file:
@@ -105,18 +102,33 @@ def about(path: str | Path) -> dict[str, str]:
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = ""):
+    """Yields each key path with its array."""
     for name, node in tree.items():
         if isinstance(node, Mapping):
             yield from _flatten(node, f"{prefix}{name}/")
         else:
-            yield prefix + name, np.asarray(node, order="C")  # as safetensors takes it to be
+            yield prefix + name, np.asarray(node, order="C")  # safetensors ignores strides
+
+
+def _nest(arrays: Mapping[str, np.ndarray], path: str | Path) -> Params:
+    """Turns arrays by key path into a nested dict."""
+    params: Params = {}
+    for key, array in arrays.items():
+        *parents, leaf = key.split("/")
+        node = params
+        for name in parents:
+            node = node.setdefault(name, {})
+            if not isinstance(node, dict):
+                raise WeightsError(f"{path}: {name!r} is both a tensor and the parent of {key!r}.")
+        node[leaf] = array
+    return params
 
 
 def _copy(tensor: np.ndarray, dtype: Any) -> np.ndarray:
-    """A tensor in memory of its own, in C order; by blocks, so that one that lies across is read at a fair speed."""
+    """Copies a tensor to aligned memory in C order; in blocks if strided, which reads the file faster."""
     dtype = np.dtype(dtype)
-    memory = np.empty(tensor.size * dtype.itemsize + _ALIGNED, np.uint8)
-    start = -memory.ctypes.data % _ALIGNED
+    memory = np.empty(tensor.size * dtype.itemsize + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
     copy = memory[start : start + tensor.size * dtype.itemsize].view(dtype).reshape(tensor.shape)
     with np.errstate(over="ignore"):
         if tensor.flags.c_contiguous:

@@ -1,4 +1,4 @@
-"""Published files of weights, brought to a folder once: resumed where it broke off, and checked before it is used."""
+"""Downloads published files. Resumes interrupted downloads and checks the digest of each file."""
 
 import dataclasses
 import errno
@@ -17,10 +17,10 @@ from tqdm import tqdm
 from lrp_jax.weights._files import WeightsError
 
 _CHUNK = 2**20
-_TIMEOUT = 30.0  # seconds without a byte
+_TIMEOUT = 30.0  # seconds without data
 _ATTEMPTS = 5
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EROFS}
-_WAIT = 1.0  # seconds before the second attempt; doubled before each further one
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EROFS}
+_WAIT = 1.0  # seconds before the second attempt; doubles before each further attempt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Remote:
     """A published file.
 
     Attributes:
-        url: where it is.
-        digest: algorithm and digest that its publisher names, in full or as far as they do: "sha256:397923af".
+        url: address of the file.
+        digest: algorithm and hexadecimal digest. A prefix is enough if the publisher gives no more: "sha256:397923af".
     """
 
     url: str
@@ -37,26 +37,26 @@ class Remote:
 
     @property
     def filename(self) -> str:
-        """Its name, without the address."""
+        """The last part of the address."""
         return self.url.rpartition("/")[2]
 
 
 def download(remote: Remote, folder: str | Path) -> Path:
-    """Brings a file to a folder, unless it is there already; two processes at once bring it once.
+    """Downloads a file to a folder, unless the folder has it. Several processes at once download it only once.
 
-    What has arrived is kept in `NAME.part` when the connection or the process breaks off, and the next call goes on
-    from there. Nothing gets its name before its digest is checked.
+    If the connection or the process stops, the received bytes stay in `NAME.part` and the next call continues from
+    there. The file gets its final name only after the digest is checked.
 
     Args:
-        remote: the file.
-        folder: where to put it; made if missing.
+        remote: the file to download.
+        folder: the destination folder; created if missing.
 
     Returns:
-        The file.
+        The path of the file.
 
     Raises:
-        WeightsError: it cannot be reached, read, written, or is not what its publisher named; the message says what
-            to do.
+        WeightsError: the file cannot be downloaded, read or written, or its digest is wrong. The message says what to
+            do.
     """
     path = Path(folder) / remote.filename
     part = path.with_name(f"{path.name}.part")
@@ -64,64 +64,65 @@ def download(remote: Remote, folder: str | Path) -> Path:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{path}.lock"):
-                if not path.exists():  # another process may just have brought it
-                    _complete(remote, part)
-                    if not _is(remote, part):
+                if not path.exists():  # another process may have downloaded it meanwhile
+                    _download_with_retries(remote, part)
+                    if not _has_digest(remote, part):
                         part.unlink()
                         raise WeightsError(
-                            f"{remote.url}: what arrived is not what was published ({remote.digest} does not fit); it "
-                            "was deleted. Try again, or on another network."
+                            f"{remote.url}: the received file does not have the published digest {remote.digest} and "
+                            "was deleted. Try again, or use another network."
                         )
                     return part.rename(path)
-        if not _is(remote, path):
-            raise WeightsError(f"{path}: not the file that was published as {remote.url}; move it away.")
+        if not _has_digest(remote, path):
+            raise WeightsError(f"{path}: not the file that was published as {remote.url}; move or delete it.")
         return path
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise WeightsError(f"{part}: the disk is full; make room and call again, it goes on from here.") from None
+            raise WeightsError(f"{part}: the disk is full; free some space and call again to continue.") from None
         raise WeightsError(f"{path}: cannot be written ({error.strerror or error}).") from None
 
 
-def _is(remote: Remote, path: Path) -> bool:
+def _has_digest(remote: Remote, path: Path) -> bool:
+    """Whether the file has the published digest."""
     algorithm, _, published = remote.digest.partition(":")
     with open(path, "rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest().startswith(published)
 
 
-def _complete(remote: Remote, part: Path) -> None:
-    """Fetches what is missing of the file, trying again where the network fails."""
+def _download_with_retries(remote: Remote, part: Path) -> None:
+    """Downloads the rest of the file and retries after network errors."""
     reason: Any = None
     for attempt in range(_ATTEMPTS):
         if attempt:
             time.sleep(_WAIT * 2 ** (attempt - 1))
         try:
-            return _fetch(remote, part)
+            return _append_rest(remote, part)
         except (OSError, HTTPException) as error:
-            if getattr(error, "errno", None) in _DISK:
+            if getattr(error, "errno", None) in _DISK_ERRORS:
                 raise
             refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
             reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
             if refused:
                 break
     raise WeightsError(
-        f"{remote.url}: cannot be fetched ({reason}). Call again to go on where it stopped; or bring the file here by "
-        f"other means, to {part.with_name(remote.filename)}, and call again."
+        f"{remote.url}: cannot be fetched ({reason}). Call again to continue the download, or download the file "
+        f"by other means, save it as {part.with_name(remote.filename)}, and call again."
     )
 
 
-def _fetch(remote: Remote, part: Path) -> None:
-    """Appends to the part what the server still has."""
+def _append_rest(remote: Remote, part: Path) -> None:
+    """Requests the missing bytes and appends them to the partial file."""
     start = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(remote.url, headers={"Range": f"bytes={start}-", "User-Agent": "lrp_jax"})
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == 416 and start:  # nothing after the part: it is whole, or not of this file
+        if error.code == 416 and start:  # no bytes are missing; the digest is checked later
             return
         raise
     with response:
-        if response.status != 206:  # a server that sends all of it
+        if response.status != 206:  # the server ignores ranges and sends the whole file
             start = 0
         length = response.headers["Content-Length"]
         total = None if length is None else start + int(length)
@@ -143,4 +144,4 @@ def _fetch(remote: Remote, part: Path) -> None:
                 file.write(chunk)
                 progress.update(len(chunk))
             if total is not None and file.tell() < total:
-                raise ConnectionError("the connection broke off")
+                raise ConnectionError("the connection was interrupted")

@@ -1,4 +1,4 @@
-"""Any file of tensors as a dict of arrays by their names in the file; what it is, its first bytes say."""
+"""Reads safetensors, PyTorch, Keras and Flax files. The first bytes of a file tell its format."""
 
 import math
 import zipfile
@@ -11,22 +11,25 @@ import numpy as np
 from safetensors import safe_open
 
 from lrp_jax.weights import _torch
-from lrp_jax.weights._mapped import mapped, members
+from lrp_jax.weights._mapped import map_file, map_members
 
 
 class WeightsError(ValueError):
-    """A file of weights that cannot be used; the message says which file and why."""
+    """A weights file cannot be used. The message names the file and the reason."""
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads the tensors of a file by their names there, whatever library wrote it.
+    """Reads the tensors of a file by their names in the file.
 
-    Read are safetensors; PyTorch's state dicts (`.pth`, `.pt`, both of its formats); Keras's weights and models (`.h5`,
-    `.weights.h5`, `.keras`), named `layer/kernel` and `layer/bias`; Flax's msgpack, named by key paths. Nothing that
-    a file says is ever run. Tensors stay in the file, mapped into memory and read-only.
+    Supported formats: safetensors; PyTorch state dicts (`.pth`, `.pt`, both formats of `torch.save`); Keras weights and
+    models (`.h5`, `.weights.h5`, `.keras`) under the names `layer/kernel` and `layer/bias`; Flax msgpack under key
+    paths. No code from the file is executed. Tensors are read-only views of the file, mapped into memory.
+
+    Returns:
+        Arrays by name.
 
     Raises:
-        WeightsError: the file is missing, damaged or of another kind, or a tensor holds a number that is not finite.
+        WeightsError: the file is missing, damaged or of an unknown format, or a tensor has a value that is not finite.
     """
     try:
         with open(path, "rb") as file:
@@ -34,37 +37,37 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     except OSError as error:
         reason = "no such file of weights" if isinstance(error, FileNotFoundError) else error.strerror
         raise WeightsError(f"{path}: {reason}.") from None
-    kind, reader = _reader(path, head)
+    kind, reader = _detect_format(path, head)
     try:
         tensors = reader(path)
     except ModuleNotFoundError as error:
         raise WeightsError(
-            f"{path}: reading a {kind} needs the package {error.name}: pip install 'lrp_jax[keras]'."
+            f"{path}: reading a {kind} requires the package {error.name}; run pip install 'lrp_jax[keras]'."
         ) from None
     except Exception as error:  # a damaged file can raise anything
         raise WeightsError(f"{path}: not a readable {kind} ({str(error) or type(error).__name__}).") from None
     for name, tensor in tensors.items():
         if not (is_floating(tensor) or tensor.dtype.kind in "iub"):
-            raise WeightsError(f"{path}: tensor {name!r} holds {tensor.dtype}, no real numbers.")
+            raise WeightsError(f"{path}: tensor {name!r} has dtype {tensor.dtype}; expected real numbers.")
         if not is_finite(tensor):
-            raise WeightsError(f"{path}: tensor {name!r} holds numbers that are not finite; the file is damaged.")
+            raise WeightsError(f"{path}: tensor {name!r} has values that are not finite; the file is damaged.")
     return tensors
 
 
 def is_floating(tensor: np.ndarray) -> bool:
-    """Whether the numbers are floating-point ones, bfloat16 (to NumPy a foreign type) among them."""
+    """Whether the type is floating-point, bfloat16 included (a type that NumPy itself does not know)."""
     return tensor.dtype == ml_dtypes.bfloat16 or (tensor.dtype.kind == "f" and tensor.dtype.itemsize <= 8)
 
 
 def is_finite(tensor: np.ndarray) -> bool:
-    """Whether no number is infinite or none; a little at a time, for the memory's sake."""
+    """Whether all values are finite; checked part by part to save memory."""
     parts = tensor if tensor.ndim > 1 else [tensor]
     return not is_floating(tensor) or all(np.isfinite(part).all() for part in parts)
 
 
-def _reader(path: str | Path, head: bytes) -> tuple[str, Callable[[str | Path], dict[str, np.ndarray]]]:
-    """What the file is by its first bytes, and what reads it."""
-    if head[8:] == b"{" and not any(head[5:8]):  # after its header's length, whose first bytes may look like anything
+def _detect_format(path: str | Path, head: bytes) -> tuple[str, Callable[[str | Path], dict[str, np.ndarray]]]:
+    """The name of the format and the function that reads it."""
+    if head[8:] == b"{" and not any(head[5:8]):  # first, as the eight bytes of length can look like another format
         return "safetensors file", _safetensors
     if head.startswith(b"PK"):
         return "PyTorch or Keras file", _zip
@@ -72,29 +75,31 @@ def _reader(path: str | Path, head: bytes) -> tuple[str, Callable[[str | Path], 
         return "PyTorch file", _torch.read
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         return "Keras file", _hdf5
-    if head and (0x80 < head[0] < 0x90 or head[0] in (0xDE, 0xDF)):  # a map with something in it
+    if head and (0x80 < head[0] < 0x90 or head[0] in (0xDE, 0xDF)):  # a non-empty map
         return "Flax msgpack file", _msgpack
     raise WeightsError(
-        f"{path}: not a readable file of weights; it can be safetensors, PyTorch's, Keras's (HDF5) or Flax's (msgpack)."
+        f"{path}: not a readable file of weights; expected safetensors, PyTorch, Keras (HDF5) or Flax (msgpack)."
     )
 
 
 def _zip(path: str | Path) -> dict[str, np.ndarray]:
+    """Tensors of a PyTorch or Keras archive."""
     with zipfile.ZipFile(path) as archive:
         if "model.weights.h5" not in archive.namelist():
             return _torch.read(path)
-        found = members(archive, mapped(path))
+        found = map_members(archive, map_file(path))
         with archive.open("model.weights.h5") as file:
             return _keras(file, found["model.weights.h5"], bytes(found.get("config.json", b"")))
 
 
 def _hdf5(path: str | Path) -> dict[str, np.ndarray]:
+    """Tensors of a Keras HDF5 file."""
     with open(path, "rb") as file:
-        return _keras(file, mapped(path))
+        return _keras(file, map_file(path))
 
 
 def _keras(file: Any, data: memoryview, config: Any = "") -> dict[str, np.ndarray]:
-    """Keras's tensors by layer, kernels being those with several axes; `data` is what the file holds."""
+    """Tensors by layer; those with several axes are kernels, the others biases. `data` is the mapped file."""
     import h5py
 
     tensors: dict[str, np.ndarray] = {}
@@ -104,29 +109,29 @@ def _keras(file: Any, data: memoryview, config: Any = "") -> dict[str, np.ndarra
         if not isinstance(node, h5py.Dataset) or parts[0].startswith(("optimizer", "top_level_model_weights")):
             return
         if node.shape is None or node.external or node.is_virtual:
-            raise ValueError(f"{path} does not hold its numbers itself")
+            raise ValueError(f"{path} has no values in this file")
         name = f"{parts[0]}/{'kernel' if node.ndim > 1 else 'bias'}"
         if name in tensors:
-            raise ValueError(f"layer {parts[0]!r} holds other tensors than one kernel and one bias, or a nested model")
+            raise ValueError(f"layer {parts[0]!r} is a nested model or has more than one kernel and one bias")
         plain = node.dtype.kind in "fiu" and node.id.get_type() == h5py.h5t.py_create(node.dtype)
-        offset = node.id.get_offset() if plain else None  # None, too, where the numbers do not lie in one piece
+        offset = node.id.get_offset() if plain else None  # also None if the values are stored in chunks
         array = node[()] if offset is None else np.ndarray(node.shape, node.dtype, data, offset)
         tensors[name] = array.view(ml_dtypes.bfloat16) if array.dtype == "V2" else array
 
     with h5py.File(file, "r") as opened:
         if "channels_first" in str(config) + str(opened.attrs.get("model_config")):
-            raise ValueError("its model has channels first; expected channels last")
+            raise ValueError("the model has channels first; expected channels last")
         opened.visititems(visit)
     return tensors
 
 
 _KERAS_GROUPS = ("model_weights", "layers", "_layer_checkpoint_dependencies")
-"""Groups around the layers."""
+"""Names of the groups around the layers."""
 
 
 def _safetensors(path: str | Path) -> dict[str, np.ndarray]:
-    """The tensors one behind the other, as the format says, by their offsets."""
-    tensors, data = {}, mapped(path)
+    """Tensors by name. The format stores them contiguously in the order of their offsets."""
+    tensors, data = {}, map_file(path)
     offset = 8 + int.from_bytes(data[:8], "little")
     with safe_open(path, framework="numpy") as file:
         for name in file.offset_keys():
@@ -138,16 +143,16 @@ def _safetensors(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def _msgpack(path: str | Path) -> dict[str, np.ndarray]:
-    """Flax's nested dict, by key paths; a level `params` around it does not count."""
+    """Tensors of a Flax nested dict by key path, without an outermost level `params`."""
     import msgpack
 
-    data, position = mapped(path), 0
+    data, position = map_file(path), 0
 
     def array(kind: int, payload: bytes) -> np.ndarray:
-        """The array where it lies in the file; its copy in the payload, which comes in the file's order, is let go."""
+        """A view of the array in the file; `payload` is a copy. Payloads come in the order of the file."""
         nonlocal position
         if kind not in _FLAX_ARRAYS:
-            raise ValueError("it holds something else than arrays")
+            raise ValueError("it contains objects other than arrays")
         head = msgpack.Unpacker()
         head.feed(payload[:_FLAX_HEAD])
         head.read_array_header()
@@ -171,11 +176,11 @@ def _msgpack(path: str | Path) -> dict[str, np.ndarray]:
         elif isinstance(node, np.ndarray):
             tensors["/".join(path)] = node
         else:
-            raise ValueError(f"{'/'.join(path) or 'it'} is a {type(node).__name__}, no tensor")
+            raise ValueError(f"{'/'.join(path) or 'the content'} has type {type(node).__name__}; expected a tensor")
 
     visit(tree, ())
     return tensors
 
 
 _FLAX_ARRAYS, _FLAX_HEAD = (1, 3), 256
-"""Flax's kinds of extension for arrays and NumPy's scalars; bytes that surely hold their shape and type."""
+"""Extension codes of Flax for arrays and NumPy scalars; number of bytes that always contain shape and dtype."""

@@ -1,0 +1,1 @@
+"""Data to explain, each kind in its own module: images, handwritten digits, sentences and tables."""
