@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrp_jax.models.vgg import STAGES, VGG
+
 
 def conv(p, x, stride=1):
     z = jax.lax.conv_general_dilated(
@@ -25,7 +27,7 @@ def avg_pool(x):
 
 
 def cnn(params, x):
-    """Convolutions, both pools, a residual block, a global average, two dense layers: logits (N, 3)."""
+    """Convolutions, max- and average-pools, a residual block, a global average, two dense layers: logits (N, 3)."""
     x = max_pool(jax.nn.relu(conv(params["conv1"], x)))
     x = x + jax.nn.relu(conv(params["conv2"], x))
     x = avg_pool(jax.nn.relu(conv(params["conv3"], x)))
@@ -48,3 +50,18 @@ def cnn_params(bias=0.3, seed=0, dtype=np.float64):
 
 def images(n=3, seed=1, dtype=np.float64):
     return np.random.default_rng(seed).normal(size=(n, 8, 8, 2)).astype(dtype)
+
+
+def vgg(depth, bias=0.0):
+    """A VGG network with fewer channels, for images of 32 pixels, in float64; all biases have one value."""
+    network = VGG(classes=5, hidden=(16, 16), stages=tuple((16,) * len(widths) for widths in STAGES[depth]))
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
+    rng = np.random.default_rng(0)
+
+    def fill(parameter):
+        *fan_in, _ = parameter.shape
+        if not fan_in:
+            return np.full(parameter.shape, bias)
+        return rng.normal(size=parameter.shape) * np.sqrt(2 / np.prod(fan_in))
+
+    return network, jax.tree.map(fill, shapes), rng.uniform(-2, 2, size=(2, 32, 32, 3))

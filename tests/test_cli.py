@@ -1,4 +1,4 @@
-"""The command: what it prints, what it writes, what it refuses."""
+"""The command `lrp-jax`: output, files and errors of `explain` and `check`."""
 
 import json
 import os
@@ -23,18 +23,19 @@ def run(capsys, *arguments):
         code = cli.main(["--no-cache", *map(str, arguments)])
     except SystemExit as stop:  # argparse
         code = stop.code
-    return code, *capsys.readouterr()
+    out, err = capsys.readouterr()
+    return code, out, err
 
 
 @pytest.mark.slow
-def test_a_photograph_is_explained(tmp_path, capsys):
+def test_explain_writes_a_figure_and_arrays(tmp_path, capsys):
     code, out, err = run(capsys, "explain", CASTLE, "--out", tmp_path / "new" / "folder", "--npz")
     assert (code, err) == (0, "")
     assert "church: 100.0%, logit 18.0" in out
-    with Image.open(tmp_path / "new/folder/castle_lrp.png") as picture:
-        assert picture.width == 1080
-        pixels = np.asarray(picture.convert("RGB"), int)
-    right = pixels[100:400, 600:900]  # the heatmap: red for the church, hardly any blue
+    with Image.open(tmp_path / "new/folder/castle_lrp.png") as figure:
+        assert figure.width == 1080
+        pixels = np.asarray(figure.convert("RGB"), int)
+    right = pixels[100:400, 600:900]  # the heatmap: red for the church, almost no blue
     assert ((right[..., 0] - right[..., 2]) > 100).mean() > 0.01
     assert ((right[..., 2] - right[..., 0]) > 100).mean() < 0.01
     with np.load(tmp_path / "new/folder/castle_lrp.npz") as arrays:
@@ -45,14 +46,14 @@ def test_a_photograph_is_explained(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_several_photographs_several_classes_and_faults_between(tmp_path, capsys):
+def test_unreadable_images_do_not_stop_the_others(tmp_path, capsys):
     same = tmp_path / "other" / "castle.jpg"
     same.parent.mkdir()
     same.write_bytes(CASTLE.read_bytes())
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
-    photos = (CASTLE, tmp_path / "broken.png", same, tmp_path / "missing.jpg")
+    images = (CASTLE, tmp_path / "broken.png", same, tmp_path / "missing.jpg")
     code, out, err = run(
-        capsys, "explain", *photos, "--top", 2, "--json", "--out", tmp_path, "--composite", "epsilon_plus"
+        capsys, "explain", *images, "--top", 2, "--json", "--out", tmp_path, "--composite", "epsilon_plus"
     )
     assert code == 2
     assert [line.split(": ", 2)[1].rpartition("/")[2] for line in err.splitlines()] == ["broken.png", "missing.jpg"]
@@ -65,22 +66,22 @@ def test_several_photographs_several_classes_and_faults_between(tmp_path, capsys
 
 @pytest.mark.slow
 @pytest.mark.parametrize("top", [1, 2])
-def test_more_photographs_than_a_batch_are_explained_alike(tmp_path, capsys, top):
-    pixels = np.random.default_rng(0).integers(0, 256, (_explain.BATCH + 2, 28, 28), np.uint8)
-    photos = [tmp_path / f"{i}.png" for i in range(len(pixels))]
-    for photo, digit in zip(photos, pixels, strict=True):
-        Image.fromarray(digit).save(photo)
+def test_results_do_not_depend_on_batches(tmp_path, capsys, top):
+    pixels = np.random.default_rng(0).integers(0, 256, (_explain.BATCH_SIZE + 2, 28, 28), np.uint8)
+    images = [tmp_path / f"{i}.png" for i in range(len(pixels))]
+    for path, digit in zip(images, pixels, strict=True):
+        Image.fromarray(digit).save(path)
     options = ("--model", "mnist_cnn", "--top", top, "--json", "--out", tmp_path, "--overwrite")
-    code, out, _ = run(capsys, "explain", *photos, *options)
+    code, out, _ = run(capsys, "explain", *images, *options)
     assert code == 0
-    alone = [json.loads(run(capsys, "explain", photo, *options)[1])[0] for photo in (photos[0], photos[-1])]
-    for found, expected in zip(json.loads(out)[:: len(photos) - 1], alone, strict=True):
+    alone = [json.loads(run(capsys, "explain", path, *options)[1])[0] for path in (images[0], images[-1])]
+    for found, expected in zip(json.loads(out)[:: len(images) - 1], alone, strict=True):
         for a, b in zip(found["classes"], expected["classes"], strict=True):
             assert (a["class"], a["relevance"]) == (b["class"], pytest.approx(b["relevance"], rel=1e-4))
 
 
 @pytest.mark.slow
-def test_the_given_class_is_explained_from_any_working_folder(tmp_path):
+def test_explain_with_a_target_from_another_working_folder(tmp_path):
     command = [sys.executable, "-m", "lrp_jax", "explain", str(CASTLE), "--target", "golf ball"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "golf ball: 0.0%" in done.stdout
@@ -89,7 +90,7 @@ def test_the_given_class_is_explained_from_any_working_folder(tmp_path):
 
 
 @pytest.mark.slow
-def test_another_model_brings_its_classes_and_its_rules(tmp_path, capsys):
+def test_explain_uses_the_classes_and_the_composite_of_the_model(tmp_path, capsys):
     code, out, err = run(capsys, "explain", CASTLE, "--model", "mobilenet_v2", "--top", 2, "--json", "--out", tmp_path)
     assert (code, err) == (0, "")
     (record,) = json.loads(out)
@@ -101,7 +102,7 @@ def test_another_model_brings_its_classes_and_its_rules(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_books_of_a_photograph_are_shown_and_drawn(tmp_path, capsys):
+def test_check_prints_and_draws_the_ledger(tmp_path, capsys):
     code, out, err = run(capsys, "check", CASTLE, tmp_path / "missing.jpg", "--out", tmp_path, "--target", "church")
     assert code == 2
     assert "missing.jpg: no such file" in err
@@ -109,14 +110,14 @@ def test_the_books_of_a_photograph_are_shown_and_drawn(tmp_path, capsys):
     assert lines[0].endswith("castle.jpg: epsilon_gamma_box, score 18.025")
     assert lines[1].split()[:4] == ["name", "received", "passed", "bias"]
     assert lines[2].startswith("fc8")
-    assert "The books close: largest residual" in out
+    assert "The ledger balances: largest residual" in out
     assert "87.34% of the score reached the input" in out
-    with Image.open(tmp_path / "castle_ledger.png") as picture:
-        assert picture.size == (1350, 675)
+    with Image.open(tmp_path / "castle_ledger.png") as figure:
+        assert figure.size == (1350, 675)
 
 
-def test_every_photograph_has_files_of_its_own():
-    assert list(cli._photos._stems(["a/p.jpg", "b/p.png", "p_2.jpg", "c/p.jpg", "q.jpg"])) == [
+def test_images_with_the_same_name_have_different_files():
+    assert list(cli._inputs.file_stems(["a/p.jpg", "b/p.png", "p_2.jpg", "c/p.jpg", "q.jpg"])) == [
         "p",
         "p_3",
         "p_2",
@@ -125,7 +126,7 @@ def test_every_photograph_has_files_of_its_own():
     ]
 
 
-def test_nothing_is_overwritten_unasked(tmp_path, capsys):
+def test_files_are_not_overwritten_by_default(tmp_path, capsys):
     (tmp_path / "castle_lrp.npz").write_text("mine")
     code, out, err = run(capsys, "explain", CASTLE, "--out", tmp_path, "--npz")
     assert (code, out) == (2, "")
@@ -136,26 +137,26 @@ def test_nothing_is_overwritten_unasked(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--composite", "gamma"], "no composite 'gamma'; there are epsilon_gamma_box, epsilon_plus_flat"),
-        (["--target", "cat"], "'cat' is none of the classes of vgg16_imagenette: 0 tench"),
-        (["--model", "resnet"], "no model 'resnet'; there are vgg16_imagenette, mnist_dnn, "),
+        (["--composite", "gamma"], "no composite 'gamma'; the composites are epsilon_gamma_box, epsilon_plus_flat"),
+        (["--target", "cat"], "'cat' is not a class of vgg16_imagenette: 0 tench"),
+        (["--model", "resnet"], "no model 'resnet'; the models are vgg16_imagenette, mnist_dnn, "),
         (["--model", "mobilenet_v2", "--target", "cardigan"], "264 Cardigan, 474 cardigan"),
         (["--model", "mobilenet_v2", "--composite", "overview_vgg16"], "no composite 'overview_vgg16'"),
-        (["--top", "11"], "knows 10 classes"),
+        (["--top", "11"], "has only 10 classes"),
         (["--top", "0"], "expected a whole number, 1 or more"),
         (["--top", "2", "--target", "3"], "not allowed with argument"),
         (["--out", str(CASTLE)], "cannot be made"),
     ],
 )
-def test_wrong_options_are_explained_in_one_sentence(capsys, arguments, message):
+def test_wrong_options_print_one_sentence(capsys, arguments, message):
     code, out, err = run(capsys, "explain", CASTLE, *arguments)
     assert (code, out) == (2, "")
     assert message in err
     assert "Traceback" not in err
 
 
-def test_missing_weights_are_explained(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("lrp_jax.models.pretrained._SHIPPED", (tmp_path,))
+def test_missing_weights_print_one_sentence(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("lrp_jax.models.weight_files._INCLUDED", (tmp_path,))
     code, _, err = run(capsys, "explain", CASTLE, "--out", tmp_path)
     assert code == 2
     assert f"{tmp_path / MODEL.name}.safetensors: no such file of weights." in err
@@ -171,7 +172,7 @@ def test_version_and_help(capsys):
     assert "COMMAND" in err
 
 
-def test_importing_the_library_needs_jax_and_numpy_alone():
+def test_import_needs_only_jax_and_numpy():
     forbidden = (
         "flax",
         "matplotlib",
@@ -191,13 +192,13 @@ def test_importing_the_library_needs_jax_and_numpy_alone():
 
 
 @pytest.mark.slow
-def test_what_is_compiled_is_kept_unless_told_not_to(tmp_path):
+def test_compiled_code_is_kept_except_with_no_cache(tmp_path):
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "HOME": str(tmp_path)}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     kept = []
     for i, options in enumerate((["--no-cache"], [])):
         command = [sys.executable, "-m", "lrp_jax", *options, "explain", str(CASTLE), "--out", str(tmp_path / str(i))]
         subprocess.run(command, env=environment, check=True, capture_output=True)
-        kept.append([file for file in tmp_path.rglob("*") if "jit_relevances" in file.name])
+        kept.append([file for file in tmp_path.rglob("*") if "jit_explain" in file.name])
     assert not kept[0]
     assert kept[1]

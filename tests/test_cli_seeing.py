@@ -1,4 +1,4 @@
-"""The commands that draw: side by side, layer by layer, many on one page; looked at in a browser where there is one."""
+"""The commands `compare`, `layers` and `gallery`. The gallery is also drawn by a browser, if there is one."""
 
 import re
 import shutil
@@ -11,11 +11,12 @@ from small_vgg import small, write_torch
 from test_cli import CASTLE, run
 
 from lrp_jax import lrp, methods, models, outputs
+from lrp_jax.cli._explainers import explainers
 
 
 @pytest.fixture
 def given(monkeypatch, tmp_path):
-    """The small network, registered alone; the options that name it, its weights and a folder; and a photograph."""
+    """The small network (the only one in the registry), its weights, an image, and the options for them."""
     model = small()
     monkeypatch.setattr(models, "registry", lambda: {"small": model})
     file = write_torch(tmp_path / "w.pth", model)
@@ -24,21 +25,21 @@ def given(monkeypatch, tmp_path):
     return model, file, tmp_path / "p.png", ("--model", "small", "--weights", file, "--out", tmp_path / "out")
 
 
-def image_of(model, photo):
-    with Image.open(photo) as opened:
+def image_of(model, image):
+    with Image.open(image) as opened:
         return model.preprocessing.normalize(model.preprocessing.cut(opened.convert("RGB")))[None]
 
 
-def test_rules_and_methods_side_by_side(given, capsys, tmp_path):
-    model, file, photo, options = given
+def test_compare_writes_the_maps_of_rules_and_methods(given, capsys, tmp_path):
+    model, file, image, options = given
     names = ("epsilon_plus_flat", "lrp_0", "gradient_times_input", "occlusion_", "grad_cam")
-    code, _, err = run(capsys, "compare", photo, *options, "--show", *names)
+    code, _, err = run(capsys, "compare", image, *options, "--show", *names)
     assert code == 2
-    assert "nothing is called 'occlusion_'; there are epsilon_plus_flat, lrp_0, " in err
+    assert "no explainer 'occlusion_'; the explainers are epsilon_plus_flat, lrp_0, " in err
     names = [name for name in names if name != "occlusion_"]
-    code, out, err = run(capsys, "compare", photo, *options, "--show", *names, "--top", 2, "--npz")
+    code, out, err = run(capsys, "compare", image, *options, "--show", *names, "--top", 2, "--npz")
     assert (code, err) == (0, "")
-    params, x = model.params(file), image_of(model, photo)
+    params, x = model.params(file), image_of(model, image)
     logits = np.asarray(model.apply(params, x))[0]
     first, second = np.argsort(-logits)[:2]
     assert f"class {first}: " in out
@@ -56,18 +57,18 @@ def test_rules_and_methods_side_by_side(given, capsys, tmp_path):
         np.testing.assert_allclose(
             arrays["lrp_0"], arrays["gradient_times_input"], rtol=0, atol=1e-4 * np.abs(arrays["lrp_0"]).max()
         )
-    with Image.open(tmp_path / "out" / "p_compare.png") as picture:
-        assert picture.width > 2 * picture.height
+    with Image.open(tmp_path / "out" / "p_compare.png") as figure:
+        assert figure.width > 2 * figure.height
 
 
-def test_a_class_against_another(given, capsys, tmp_path):
-    model, file, photo, options = given
+def test_compare_against_another_class(given, capsys, tmp_path):
+    model, file, image, options = given
     pair = ("--target", "class 1", "--against", "class 3")
     shown = ("--show", "gradient", "grad_cam", "epsilon_plus_flat", "--npz")
-    code, out, err = run(capsys, "compare", photo, *options, *pair, *shown)
+    code, out, err = run(capsys, "compare", image, *options, *pair, *shown)
     assert (code, err) == (0, "")
     assert "class 1 against class 3: logits " in out
-    params, x = model.params(file), image_of(model, photo)
+    params, x = model.params(file), image_of(model, image)
     with np.load(tmp_path / "out" / "p_compare.npz") as arrays:
         assert {name: len(found) for name, found in arrays.items()} == {
             "gradient": 2, "grad_cam": 1, "epsilon_plus_flat": 2
@@ -76,63 +77,63 @@ def test_a_class_against_another(given, capsys, tmp_path):
         expected = lrp(model.apply, model.composites["epsilon_plus_flat"](), output=seed)(params, x)[0]
         found = arrays["epsilon_plus_flat"][1]
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-    code, _, err = run(capsys, "compare", photo, *options, "--target", 1, "--against", 1, "--overwrite")
+    code, _, err = run(capsys, "compare", image, *options, "--target", 1, "--against", 1, "--overwrite")
     assert code == 2
-    assert "p.png: --against '1' is the class that is explained" in err
-    code, _, err = run(capsys, "compare", photo, *options, "--against", "cat", "--overwrite")
+    assert "p.png: --against '1' is the explained class" in err
+    code, _, err = run(capsys, "compare", image, *options, "--against", "cat", "--overwrite")
     assert code == 2
-    assert "'cat' is none of the classes of small" in err
+    assert "'cat' is not a class of small" in err
 
 
-def test_methods_that_do_not_suit_a_network_say_so(given, capsys):
-    _, _, photo, options = given
-    code, out, err = run(capsys, "compare", photo, *options, "--show", "cam")
+def test_explainers_that_need_another_network_print_an_error(given, capsys):
+    _, _, image, options = given
+    code, out, err = run(capsys, "compare", image, *options, "--show", "cam")
     assert (code, out) == (2, "")
-    assert "grad_cam suits any network" in err
-    code, out, err = run(capsys, "gallery", photo, *options, "--show", "cam")
+    assert "grad_cam works for any network" in err
+    code, out, err = run(capsys, "gallery", image, *options, "--show", "cam")
     assert code == 2
-    assert "grad_cam suits any network" in err
+    assert "grad_cam works for any network" in err
 
 
-@pytest.mark.parametrize("name", models.load("mobilenet_v2").explainers)
+@pytest.mark.parametrize("name", explainers(models.load("mobilenet_v2")))
 def test_every_explainer_can_be_made(name):
-    assert callable(models.load("mobilenet_v2").explainers[name]())
+    assert callable(explainers(models.load("mobilenet_v2"))[name]())
 
 
-def test_relevance_at_every_layer_is_drawn(given, capsys, tmp_path):
-    model, file, photo, options = given
-    code, out, err = run(capsys, "layers", photo, *options)
+def test_layers_prints_and_draws_relevance_at_every_layer(given, capsys, tmp_path):
+    model, file, image, options = given
+    code, out, err = run(capsys, "layers", image, *options)
     assert (code, err) == (0, "")
     names = [line.split()[0] for line in out.splitlines()[1:-1]]
     assert names[0] == "output"
     assert names[1:4] == ["fc8", "fc7", "fc6"]
     assert names[-1] == "conv1_1"
-    _, at_layers = lrp(model.apply, model.composites[model.presets[0]](), layers=True)(
-        model.params(file), image_of(model, photo)
+    _, at_layers, _ = lrp(model.apply, model.composites[model.presets[0]](), layers=True)(
+        model.params(file), image_of(model, image)
     )
     assert names == [*reversed(list(at_layers))]
     assert out.splitlines()[1].endswith("100.00%")
-    code, out, err = run(capsys, "layers", photo, *options, "--channels", "conv2_2", "--count", 3, "--overwrite")
+    code, out, err = run(capsys, "layers", image, *options, "--channels", "conv2_2", "--count", 3, "--overwrite")
     assert (code, err) == (0, "")
     assert out.splitlines()[-1].endswith("p_layers.png")
-    code, _, err = run(capsys, "layers", photo, *options, "--channels", "fc7", "--overwrite")
+    code, _, err = run(capsys, "layers", image, *options, "--channels", "fc7", "--overwrite")
     assert code == 2
-    assert "no layer 'fc7' with positions; there are conv1_1, max_pool_0" in err
+    assert "no layer 'fc7' with positions; the layers are conv1_1, max_pool_0" in err
 
 
-def test_pictures_as_they_are_asked_for(given, capsys, tmp_path):
-    _, _, photo, options = given
+def test_drawing_options(given, capsys, tmp_path):
+    _, _, image, options = given
     style = ("--overlay", "--part", "positive", "--percentile", 90, "--format", "svg", "--width", 600, "--map", "--npz")
-    code, _, err = run(capsys, "explain", photo, *options, *style, "--top", 2)
+    code, _, err = run(capsys, "explain", image, *options, *style, "--top", 2)
     assert (code, err) == (0, "")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "p_lrp.npz", "p_lrp.svg", "p_map_1.png", "p_map_2.png"
     ]  # fmt: skip
-    with Image.open(tmp_path / "out" / "p_map_1.png") as picture:
-        assert (picture.mode, picture.size) == ("RGBA", (8, 8))
-        assert (np.asarray(picture)[..., 2] <= np.asarray(picture)[..., 0]).all()  # nothing against
+    with Image.open(tmp_path / "out" / "p_map_1.png") as figure:
+        assert (figure.mode, figure.size) == ("RGBA", (8, 8))
+        assert (np.asarray(figure)[..., 2] <= np.asarray(figure)[..., 0]).all()  # no negative relevance
     (tmp_path / "out" / "p_lrp.npz").unlink()
-    code, _, err = run(capsys, "explain", photo, *options, *style)
+    code, _, err = run(capsys, "explain", image, *options, *style)
     assert code == 2
     assert "p_lrp.svg exists; use --overwrite" in err
     for option, message in (
@@ -140,18 +141,18 @@ def test_pictures_as_they_are_asked_for(given, capsys, tmp_path):
         (("--part", "some"), "invalid choice"),
         (("--width", "3"), "from 100 to 20000"),
     ):
-        code, _, err = run(capsys, "explain", photo, *options, *option)
+        code, _, err = run(capsys, "explain", image, *options, *option)
         assert code == 2
         assert message in err
 
 
 def gallery(given, capsys, tmp_path):
-    _, _, photo, options = given
-    folder = tmp_path / "photos"
+    _, _, image, options = given
+    folder = tmp_path / "images"
     folder.mkdir()
     for name in ("a.png", "b <i>.png"):
-        (folder / name).write_bytes(photo.read_bytes())
-    (folder / "notes.txt").write_text("no photograph")
+        (folder / name).write_bytes(image.read_bytes())
+    (folder / "notes.txt").write_text("not an image")
     (folder / "broken.png").write_bytes(b"\x89PNG")
     code, out, err = run(capsys, "gallery", folder, *options, "--show", "epsilon_plus_flat", "gradient")
     assert code == 2
@@ -162,7 +163,7 @@ def gallery(given, capsys, tmp_path):
     return page
 
 
-def test_a_gallery_is_one_page_that_needs_nothing_else(given, capsys, tmp_path):
+def test_gallery_is_one_page_without_other_files(given, capsys, tmp_path):
     page = gallery(given, capsys, tmp_path)
     text = page.read_text()
     assert text.count("<section>") == 2
@@ -170,7 +171,7 @@ def test_a_gallery_is_one_page_that_needs_nothing_else(given, capsys, tmp_path):
     assert text.count("data:image/png;base64,") == 2 * 2
     assert not re.search(r'(src|href)="(?!data:)', text)
     assert "<h2>b &lt;i&gt;.png</h2>" in text
-    assert len(re.findall(r"<p>epsilon_plus_flat: The books close", text)) == 2
+    assert len(re.findall(r"<p>epsilon_plus_flat: The ledger balances", text)) == 2
     assert 'alt="gradient of a.png"' in text
     with Image.open(page.with_suffix(".png")) as montage:
         assert montage.size == (328, 2 * 168)
@@ -179,17 +180,17 @@ def test_a_gallery_is_one_page_that_needs_nothing_else(given, capsys, tmp_path):
     assert "gallery.html exists; use --overwrite" in err
     code, _, err = run(capsys, "gallery", tmp_path / "out", *given[3], "--overwrite")
     assert code == 2
-    assert "out: no photographs in this folder" in err  # what it wrote itself is none
+    assert "out: no images in this folder" in err  # its own montage is excluded
     (tmp_path / "empty").mkdir()
     code, _, err = run(capsys, "gallery", tmp_path / "empty", *given[3], "--overwrite")
     assert code == 2
-    assert "no photographs in this folder" in err
+    assert "no images in this folder" in err
 
 
-def test_a_browser_shows_the_gallery(given, capsys, tmp_path):
+def test_gallery_in_a_browser(given, capsys, tmp_path):
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if not browser:
-        pytest.skip("no chromium: the page is not looked at")
+        pytest.skip("no chromium to draw the page")
     page = gallery(given, capsys, tmp_path)
     command = [
         browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=900,900",
@@ -198,12 +199,12 @@ def test_a_browser_shows_the_gallery(given, capsys, tmp_path):
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     with Image.open(tmp_path / "shot.png") as shot:
         pixels = np.asarray(shot.convert("RGB"), int)
-    for top in (170, 560):  # both photographs: in colour, then in grey below a map with much red
-        photo, drawn, gap = (
+    for top in (170, 560):  # both images: in colour, then in grey below a map with much red
+        image, drawn, gap = (
             pixels[top : top + 200, 20:230],
             pixels[top : top + 200, 260:470],
             pixels[top : top + 200, 800:],
         )
-        assert (np.ptp(photo, axis=-1) > 30).mean() > 0.3
+        assert (np.ptp(image, axis=-1) > 30).mean() > 0.3
         assert (drawn[..., 0] - drawn[..., 2] > 80).mean() > 0.1
         assert np.ptp(gap, axis=(0, 1)).max() < 10

@@ -1,4 +1,4 @@
-"""Handwritten digits: their files, the networks trained on them, and the experiments."""
+"""MNIST: reading its files, the networks trained on it, and the experiments of the command `mnist`."""
 
 import gzip
 import json
@@ -12,23 +12,26 @@ import pytest
 from PIL import Image
 from test_cli import run
 
-from lrp_jax import digits, experiments, lrp, models, rules
+from lrp_jax import lrp, models, rules
+from lrp_jax.cli._explainers import RULES
 from lrp_jax.composites import kind
+from lrp_jax.data import digits
 from lrp_jax.weights import WeightsError
 
 NETWORKS = ("mnist_dnn", "mnist_dnn_wide", "mnist_cnn")
 
 
-def idx(path, array, head=None):
+def write_idx(path, array, head=None):
+    """Writes an array in the IDX format; `head` replaces the correct header."""
     head = head or struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
     path.write_bytes(gzip.compress(head + array.tobytes()))
 
 
-def test_mnists_own_files_are_read(tmp_path):
+def test_read_returns_the_digits_of_the_published_files(tmp_path):
     images = np.arange(3 * 28 * 28, dtype=np.uint8).reshape(3, 28, 28)
-    for part, (pictures, labels) in digits.FILES.items():
-        idx(tmp_path / pictures.filename, images)
-        idx(tmp_path / labels.filename, np.array([1, 2, 3], np.uint8))
+    for part, (image_file, label_file) in digits.FILES.items():
+        write_idx(tmp_path / image_file.filename, images)
+        write_idx(tmp_path / label_file.filename, np.array([1, 2, 3], np.uint8))
         found = digits.read(tmp_path, part)
         np.testing.assert_allclose(found.images[..., 0] * 255, images)
         assert found.images.dtype == np.float32
@@ -36,36 +39,42 @@ def test_mnists_own_files_are_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
-        (lambda path: path.unlink(), "no such file; it is one of MNIST's"),
+        (lambda path: path.unlink(), "no such file; expected a file of MNIST"),
         (lambda path: path.write_bytes(b"plain"), "not a readable file of MNIST"),
         (lambda path: path.write_bytes(path.read_bytes()[:-20]), "not a readable file of MNIST"),
         (lambda path: path.write_bytes(path.read_bytes()[:40] + b"?" * 20), "not a readable file of MNIST"),
-        (lambda path: idx(path, np.zeros((3, 28, 27), np.uint8)), "do not make MNIST"),
-        (lambda path: idx(path, np.zeros((2, 28, 28), np.uint8)), "2 images and 3 labels do not make MNIST"),
-        (lambda path: idx(path, np.zeros(3, np.uint8), struct.pack(">HBBI", 0, 9, 1, 3)), "no array of bytes"),
+        (lambda path: write_idx(path, np.zeros((3, 28, 27), np.uint8)), r"the images have shape \(3, 28, 27\)"),
+        (
+            lambda path: write_idx(path, np.zeros((2, 28, 28), np.uint8)),
+            r"the images have shape \(2, 28, 28\) and the labels \(3,\); MNIST has",
+        ),
+        (
+            lambda path: write_idx(path, np.zeros(3, np.uint8), struct.pack(">HBBI", 0, 9, 1, 3)),
+            "not an array of unsigned bytes",
+        ),
     ],
 )
-def test_files_that_are_none_are_refused(spoil, message, tmp_path):
+def test_damaged_files_raise(damage, message, tmp_path):
     images, labels = (tmp_path / file.filename for file in digits.FILES["test"])
-    idx(images, np.zeros((3, 28, 28), np.uint8))
-    idx(labels, np.zeros(3, np.uint8))
-    spoil(images)
+    write_idx(images, np.zeros((3, 28, 28), np.uint8))
+    write_idx(labels, np.zeros(3, np.uint8))
+    damage(images)
     with pytest.raises(WeightsError, match=message):
         digits.read(tmp_path)
 
 
-def test_the_shipped_digits_are_the_first_of_the_test_part(data):
-    shipped, original = digits.shipped(), digits.read(data / "mnist")
-    assert shipped.images.shape == (500, 28, 28, 1)
-    np.testing.assert_array_equal(shipped.images, original.images[:500])
-    np.testing.assert_array_equal(shipped.labels, original.labels[:500])
+def test_included_digits_are_the_first_500_of_the_test_part(data):
+    included, original = digits.shipped(), digits.read(data / "mnist")
+    assert included.images.shape == (500, 28, 28, 1)
+    np.testing.assert_array_equal(included.images, original.images[:500])
+    np.testing.assert_array_equal(included.labels, original.labels[:500])
     assert len(original.labels) == 10_000
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_networks_are_right(name):
+def test_networks_have_a_high_accuracy(name):
     found = digits.shipped()
     model = models.load(name)
     params = model.params()
@@ -77,7 +86,7 @@ def test_the_networks_are_right(name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_their_accuracy_on_all_test_digits_is_as_stated(name, data):
+def test_accuracy_on_all_test_digits_equals_the_documented_one(name, data):
     found, model = digits.read(data / "mnist"), models.load(name)
     params, apply = model.params(), jax.jit(model.apply)
     right = sum(
@@ -91,7 +100,7 @@ def test_their_accuracy_on_all_test_digits_is_as_stated(name, data):
     assert f"{right / 100:.2f} %" in stated
 
 
-def test_classify_and_explain_is_one_call():
+def test_classify_and_explain_equals_apply_and_lrp():
     found = digits.shipped()
     model = models.load("mnist_cnn")
     params, x = model.params(), found.images[:4]
@@ -104,18 +113,17 @@ def test_classify_and_explain_is_one_call():
     zero = [(kind("conv", "dense"), rules.Zero())]
     _, other = model.classify_and_explain(params, x, zero, target=3)
     np.testing.assert_allclose(other, lrp(model.apply, zero)(params, x, target=3), rtol=1e-6)
-    assert list(model._compiled) == [model.presets[0]]
-    for low in (0.0, -1.0):  # two composites that print alike
+    for low in (0.0, -1.0):  # two composites with the same repr
         boxed = [(kind("conv", "dense"), rules.ZPlus()), ("conv1", rules.ZBox(np.full((28, 28, 1), low), 1.0))]
         _, found = model.classify_and_explain(params, x, boxed)
         np.testing.assert_array_equal(found, lrp(model.apply, boxed)(params, x))
-    with pytest.raises(ValueError, match="no composite 'nope'; there are epsilon_gamma_box, "):
+    with pytest.raises(ValueError, match="no composite 'nope'; the composites are epsilon_gamma_box, "):
         model.classify_and_explain(params, x, "nope")
-    with pytest.raises(ValueError, match="the composite gives no rule"):
+    with pytest.raises(ValueError, match="the composite has no rule"):
         model.classify_and_explain(params, x, [])
 
 
-def test_digits_are_explained_by_the_command_for_photographs(tmp_path, capsys):
+def test_explain_command_accepts_digits(tmp_path, capsys):
     found = digits.shipped()
     Image.fromarray(np.round(found.images[0, ..., 0] * 255).astype(np.uint8)).save(tmp_path / "seven.png")
     options = ("--model", "mnist_cnn", "--out", tmp_path, "--json", "--npz")
@@ -126,30 +134,14 @@ def test_digits_are_explained_by_the_command_for_photographs(tmp_path, capsys):
         assert arrays["relevance"].shape == (1, 28, 28, 1)
     code, _, err = run(capsys, "explain", tmp_path / "seven.png", *options, "--size", 56, "--overwrite")
     assert code == 2
-    assert "--size 56, but mnist_cnn takes its own 28 pixels only" in err
+    assert "--size 56, but mnist_cnn accepts only images of 28 pixels" in err
 
 
-def test_the_strength_of_a_linear_network_by_hand():
-    w, x = np.array([[2.0, 1.0, 0.0], [1.0, 3.0, -5.0]]), np.array([[1.0, 1.0], [2.0, 0.0]])
-    z = np.maximum(x @ w, 0)
-    shares = z / z.sum(1, keepdims=True)
-    found = experiments.strength(lambda w, x: x @ w, w, x, [0, 1], rules.Zero(), batch=1)
-    np.testing.assert_allclose(found.correct, (shares[0, 0] + shares[1, 1]) / 2, rtol=1e-9)
-    np.testing.assert_allclose(found.incorrect, (shares[0, 1] + shares[1, 0]) / 2, rtol=1e-9)
-    assert found.agrees == 0
-
-
-def test_similarity_is_the_mean_cosine():
-    a = np.random.default_rng(0).normal(size=(5, 4, 4, 1))
-    found = experiments.similarity({"a": a, "twice": 2 * a, "minus": -a})
-    np.testing.assert_allclose(found, [[1, 1, -1], [1, 1, -1], [-1, -1, 1]], atol=1e-12)
-
-
-def test_rules_are_compared(tmp_path, capsys):
+def test_rules_command_compares_the_rules(tmp_path, capsys):
     code, out, err = run(capsys, "mnist", "rules", "--count", 60, "--out", tmp_path)
     assert (code, err) == (0, "")
     lines = [line.split() for line in out.splitlines()[2:6]]
-    assert [line[0] for line in lines] == list(experiments.RULES)
+    assert [line[0] for line in lines] == list(RULES)
     assert all(float(line[1]) > 0.7 and float(line[4]) < 0.25 for line in lines)
     assert (tmp_path / "mnist_rules_mnist_dnn.png").exists()
     code, _, err = run(capsys, "mnist", "rules", "--count", 60, "--out", tmp_path)
@@ -157,10 +149,10 @@ def test_rules_are_compared(tmp_path, capsys):
     assert "exists; use --overwrite" in err
     code, _, err = run(capsys, "mnist", "rules", "--count", 501, "--out", tmp_path / "new")
     assert code == 2
-    assert "--count 501, but there are 500 digits; --data names more" in err
+    assert "--count 501, but there are 500 digits; give more with --data" in err
 
 
-def test_the_most_relevant_pixels_matter_most(tmp_path, capsys):
+def test_removal_of_relevant_pixels_changes_more_predictions_than_other_orders(tmp_path, capsys):
     code, out, err = run(capsys, "mnist", "removal", "--count", 100, "--out", tmp_path)
     assert (code, err) == (0, "")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mnist_removal_mnist_dnn.png", "mnist_removed_mnist_dnn.png"]
@@ -173,7 +165,7 @@ def test_the_most_relevant_pixels_matter_most(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_networks_are_set_beside_each_other(tmp_path, capsys):
+def test_networks_command_compares_the_networks(tmp_path, capsys):
     code, out, err = run(capsys, "mnist", "networks", "--count", 50, "--out", tmp_path)
     assert (code, err) == (0, "")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mnist_networks.png", "mnist_similarity.png"]
@@ -181,10 +173,10 @@ def test_networks_are_set_beside_each_other(tmp_path, capsys):
     assert [row[0] for row in rows] == list(NETWORKS)
     matrix = np.array([[float(v) for v in row[1:]] for row in rows])
     np.testing.assert_allclose(np.diag(matrix), 1)
-    assert matrix[0, 1] > 0.5  # two dense networks are alike
+    assert matrix[0, 1] > 0.5  # the two dense networks are similar
 
 
-def test_a_folder_of_mnist_is_named_where_it_cannot_be_had(tmp_path, capsys, monkeypatch):
+def test_wrong_files_in_the_folder_of_mnist_are_reported(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "mnist"
     folder.mkdir()
     for file in digits.FILES["test"]:

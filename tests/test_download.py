@@ -1,4 +1,4 @@
-"""Downloads: from a local server that breaks off, lies, or is not there."""
+"""Downloads from a local server that can interrupt the connection, return errors or send wrong bytes."""
 
 import errno
 import hashlib
@@ -16,11 +16,30 @@ from lrp_jax.weights import Remote, WeightsError, _download, download
 CONTENT = np.random.default_rng(0).integers(0, 256, 3_000_000, np.uint8).tobytes()
 
 
+class Server(http.server.ThreadingHTTPServer):
+    """A local server with its settings.
+
+    Attributes:
+        content: the bytes of the only file.
+        ranges: whether it supports byte ranges.
+        interruptions: how many further responses it breaks off.
+        status: an HTTP error to return instead of the file.
+        requests: number of requests for each range.
+    """
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content, self.ranges, self.interruptions = CONTENT, True, 0
+        self.status: int | None = None
+        self.requests = Counter()
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves CONTENT, byte ranges too; how it fails is up to the server's settings."""
+    """Serves the file according to the settings of the server."""
 
     def do_GET(self):
         server = self.server
+        assert isinstance(server, Server)
         server.requests[self.headers["Range"]] += 1
         if server.status:
             return self.send_error(server.status)
@@ -29,22 +48,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.send_error(416)
         body = server.content[start:]
         self.send_response(206 if server.ranges else 200)
-        self.send_header("Content-Length", len(body))
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if server.breaks:
-            server.breaks -= 1
+        if server.interruptions:
+            server.interruptions -= 1
             body = body[:1_000_000]
         self.wfile.write(body)
 
-    def log_message(self, *_):
+    def log_message(self, format, *args):
         pass
 
 
 @pytest.fixture
 def server():
-    """A server on this machine, which fails as it is told."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.content, server.ranges, server.breaks, server.status, server.requests = CONTENT, True, 0, None, Counter()
+    """A running local server."""
+    server = Server()
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server
@@ -54,7 +72,7 @@ def server():
 
 
 @pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
+def no_delay(monkeypatch):
     monkeypatch.setattr(_download, "_WAIT", 0.0)
 
 
@@ -63,7 +81,7 @@ def remote(server, digest=None):
     return Remote(f"http://127.0.0.1:{server.server_port}/folder/net-1234.pth", digest)
 
 
-def test_a_file_is_brought_once(server, tmp_path):
+def test_a_file_is_downloaded_once(server, tmp_path):
     path = download(remote(server), tmp_path / "new" / "folder")
     assert path == tmp_path / "new" / "folder" / "net-1234.pth"
     assert path.read_bytes() == CONTENT
@@ -73,76 +91,78 @@ def test_a_file_is_brought_once(server, tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "md5"])
-def test_digests_count_as_far_as_they_are_published(algorithm, server, tmp_path):
+def test_a_prefix_of_the_digest_is_checked(algorithm, server, tmp_path):
     digest = hashlib.new(algorithm, CONTENT).hexdigest()
     assert download(remote(server, f"{algorithm}:{digest[:8]}"), tmp_path).exists()
-    with pytest.raises(WeightsError, match=r"net-1234.pth: not the file that was published .* move it away"):
+    with pytest.raises(WeightsError, match=r"net-1234.pth: not the file that was published .* move or delete it"):
         download(remote(server, f"{algorithm}:{digest[1:9]}"), tmp_path)
 
 
-def test_a_connection_that_breaks_off_is_taken_up_again(server, tmp_path):
-    server.breaks = 2
+def test_an_interrupted_connection_is_resumed(server, tmp_path):
+    server.interruptions = 2
     assert download(remote(server), tmp_path).read_bytes() == CONTENT
     assert list(server.requests) == ["bytes=0-", "bytes=1000000-", "bytes=2000000-"]
 
 
-def test_an_interrupted_download_goes_on_where_it_stopped(server, tmp_path):
+def test_an_interrupted_download_is_resumed(server, tmp_path):
     (tmp_path / "net-1234.pth.part").write_bytes(CONTENT[:2_500_000])
     assert download(remote(server), tmp_path).read_bytes() == CONTENT
     assert list(server.requests) == ["bytes=2500000-"]
     assert not (tmp_path / "net-1234.pth.part").exists()
 
 
-def test_a_download_that_was_interrupted_at_its_very_end(server, tmp_path):
+def test_a_complete_partial_file_is_accepted(server, tmp_path):
     (tmp_path / "net-1234.pth.part").write_bytes(CONTENT)
     assert download(remote(server), tmp_path).read_bytes() == CONTENT
 
 
-def test_a_server_without_ranges_sends_all_of_it(server, tmp_path):
+def test_a_server_without_ranges_sends_the_whole_file(server, tmp_path):
     server.ranges = False
     (tmp_path / "net-1234.pth.part").write_bytes(b"anything")
     assert download(remote(server), tmp_path).read_bytes() == CONTENT
 
 
-def test_keyboard_interrupts_keep_what_has_arrived(server, tmp_path, monkeypatch):
-    class Impatient(_download.tqdm):
-        def update(self, n):
+def test_keyboard_interrupts_keep_the_received_bytes(server, tmp_path, monkeypatch):
+    class Interrupted(_download.tqdm):
+        def update(self, n=1):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(_download, "tqdm", Impatient)
+    monkeypatch.setattr(_download, "tqdm", Interrupted)
     with pytest.raises(KeyboardInterrupt):
         download(remote(server), tmp_path)
-    arrived = (tmp_path / "net-1234.pth.part").read_bytes()
-    assert 0 < len(arrived) < len(CONTENT)
-    assert CONTENT.startswith(arrived)
+    received = (tmp_path / "net-1234.pth.part").read_bytes()
+    assert 0 < len(received) < len(CONTENT)
+    assert CONTENT.startswith(received)
     monkeypatch.undo()
     assert download(remote(server), tmp_path).read_bytes() == CONTENT
 
 
-def test_a_server_that_keeps_breaking_off_is_named(server, tmp_path):
-    server.breaks, server.ranges = 99, False
-    with pytest.raises(WeightsError, match=r"cannot be fetched \(the connection broke off\)\. Call again to go on"):
+def test_an_error_is_raised_after_repeated_interruptions(server, tmp_path):
+    server.interruptions, server.ranges = 99, False
+    with pytest.raises(
+        WeightsError, match=r"cannot be fetched \(the connection was interrupted\)\. Call again to continue"
+    ):
         download(remote(server), tmp_path)
     assert server.requests.total() == _download._ATTEMPTS
 
 
 @pytest.mark.parametrize(("status", "attempts"), [(404, 1), (503, _download._ATTEMPTS)])
-def test_refusals_are_named(status, attempts, server, tmp_path):
+def test_http_errors_are_reported(status, attempts, server, tmp_path):
     server.status = status
     with pytest.raises(WeightsError, match=rf"cannot be fetched \(HTTP Error {status}"):
         download(remote(server), tmp_path)
     assert server.requests.total() == attempts
 
 
-def test_offline_it_is_said_which_file_to_put_where(tmp_path):
+def test_without_network_the_error_says_where_to_save_the_file(tmp_path):
     with pytest.raises(WeightsError, match="cannot be fetched") as error:
         download(Remote("http://127.0.0.1:9/net.pth", "sha256:00"), tmp_path)
-    assert f"bring the file here by other means, to {tmp_path / 'net.pth'}, and call again" in str(error.value)
+    assert f"download the file by other means, save it as {tmp_path / 'net.pth'}, and call again" in str(error.value)
 
 
-def test_what_is_not_what_was_published_is_deleted(server, tmp_path):
+def test_a_file_with_a_wrong_digest_is_deleted(server, tmp_path):
     server.content = CONTENT[:-1] + b"?"
-    with pytest.raises(WeightsError, match="what arrived is not what was published"):
+    with pytest.raises(WeightsError, match="the received file does not have the published digest"):
         download(remote(server), tmp_path)
     assert not list(tmp_path.glob("net-1234.pth"))
     assert not list(tmp_path.glob("*.part"))
@@ -150,16 +170,16 @@ def test_what_is_not_what_was_published_is_deleted(server, tmp_path):
     assert download(remote(server), tmp_path).read_bytes() == CONTENT
 
 
-def test_a_full_disk_is_noticed_before(server, tmp_path, monkeypatch):
+def test_a_full_disk_is_detected_before_the_download(server, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(WeightsError, match="the disk is full; make room and call again"):
+    with pytest.raises(WeightsError, match="the disk is full; free some space and call again"):
         download(remote(server), tmp_path)
 
 
-def test_a_disk_that_fills_up_meanwhile_keeps_what_has_arrived(server, tmp_path, monkeypatch):
+def test_a_disk_that_becomes_full_keeps_the_received_bytes(server, tmp_path, monkeypatch):
     class Full(_download.tqdm):
-        def update(self, n):
+        def update(self, n=1):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(_download, "tqdm", Full)
@@ -170,14 +190,14 @@ def test_a_disk_that_fills_up_meanwhile_keeps_what_has_arrived(server, tmp_path,
     assert download(remote(server), tmp_path).read_bytes() == CONTENT
 
 
-def test_folders_that_cannot_be_written_are_named(server, tmp_path):
-    (tmp_path / "file").write_text("mine")
+def test_folders_that_cannot_be_written_are_reported(server, tmp_path):
+    (tmp_path / "file").write_text("text")
     with pytest.raises(WeightsError, match="cannot be written"):
         download(remote(server), tmp_path / "file")
-    assert (tmp_path / "file").read_text() == "mine"
+    assert (tmp_path / "file").read_text() == "text"
 
 
-def test_two_processes_at_once_bring_it_once(server, tmp_path):
+def test_two_processes_download_the_file_once(server, tmp_path):
     context = multiprocessing.get_context("spawn")
     with context.Pool(2) as pool:
         paths = pool.starmap(download, [(remote(server), tmp_path)] * 2)

@@ -1,12 +1,11 @@
-"""The ledger: every unit of relevance is accounted for, and a rule that cheats is named."""
+"""The ledger balances for correct rules, names each loss of relevance, and names a rule that does not fit its layer."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from networks import cnn, cnn_params, dense, images, max_pool
-from test_transform import vgg
+from networks import cnn, cnn_params, dense, images, max_pool, vgg
 
 import lrp_jax
 from lrp_jax import composites, outputs, rules
@@ -37,7 +36,7 @@ def mlp(params, x):
 
 
 def pools(params, x):
-    """Every pool, padding, a mask, and a slice."""
+    """All pools, padding, a mask and a slice."""
     x = max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
     x = jnp.where(jnp.arange(5).reshape(1, 5, 1, 1) > 0, x, 0.1)
     x = jnp.concatenate([x.mean((1, 2)), x.max((1, 2)), x[:, 2, 2], jnp.ones((len(x), 2))], -1)
@@ -60,11 +59,11 @@ MODELS = {
 
 @pytest.mark.parametrize("composite", PRESETS.values(), ids=PRESETS)
 @pytest.mark.parametrize("model", MODELS)
-def test_the_books_close(model, composite):
+def test_ledger_balances_and_agrees_with_lrp(model, composite):
     fn, params, x = MODELS[model]
     ledger = lrp_jax.conservation(fn, composite)(params, x, target=1)
-    assert ledger.closes, ledger
-    assert max(map(ledger.relative_residual, ledger.entries)) <= 1e-12
+    assert ledger.balanced, ledger
+    assert max(map(ledger.relative_residual, ledger.rows)) <= 1e-12
     explain = lrp_jax.lrp(fn, composite)
     each = np.stack([np.asarray(explain(params, one[None], target=1)[0]) for one in x])
     np.testing.assert_allclose(ledger.relevance, each.reshape(len(x), -1).sum(1), rtol=1e-9, atol=1e-12)
@@ -73,106 +72,108 @@ def test_the_books_close(model, composite):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("composite", PRESETS.values(), ids=PRESETS)
-def test_the_books_close_on_vgg16(composite):
-    network, params, x = vgg(bias=0.05)
+def test_ledger_of_vgg_balances(composite):
+    network, params, x = vgg(11, bias=0.05)
     ledger = lrp_jax.conservation(network.apply, composite)(params, x)
-    assert ledger.closes, ledger
-    assert max(map(ledger.relative_residual, ledger.entries)) <= 1e-12
+    assert ledger.balanced, ledger
+    assert max(map(ledger.relative_residual, ledger.rows)) <= 1e-12
 
 
-def entry(ledger, name):
-    return next(e for e in ledger.entries if e.name == name or e.kind == name)
+def row_of(ledger, name):
+    return next(row for row in ledger.rows if name in (row.name, row.kind))
 
 
-def test_terms_by_hand():
+def test_terms_of_a_row_equal_fractions_derived_by_hand():
     w, b = np.array([[1.0, -1.0], [2.0, 3.0]]), np.array([1.0, -2.0])  # z = [5, -1] of a = [2, 1]
-    books = lrp_jax.conservation(lambda p, x: dense({"kernel": p[0], "bias": p[1]}, x), rules.Epsilon(1.0))
-    (e,) = books((w, b), np.array([[2.0, 1.0]]), relevance=np.array([[12.0, 4.0]])).entries
-    assert e.received == 16
-    np.testing.assert_allclose(e.bias, 1 * 12 / 6 + -2 * 4 / -2)
-    np.testing.assert_allclose(e.stabilizer, 1 * 12 / 6 + -1 * 4 / -2)
-    np.testing.assert_allclose(e.passed, 4 * 12 / 6 + 1 * 4 / -2)
-    np.testing.assert_allclose(e.negative, -min(0, 2 * 12 / 6 + 3 * 4 / -2))
-    assert e.zeros == e.constants == e.rule_loss == 0
+    explain = lrp_jax.conservation(lambda p, x: dense({"kernel": p[0], "bias": p[1]}, x), rules.Epsilon(1.0))
+    (row,) = explain((w, b), np.array([[2.0, 1.0]]), relevance=np.array([[12.0, 4.0]])).rows
+    assert row.received == 16
+    np.testing.assert_allclose(row.bias, 1 * 12 / 6 + -2 * 4 / -2)
+    np.testing.assert_allclose(row.stabilizer, 1 * 12 / 6 + -1 * 4 / -2)
+    np.testing.assert_allclose(row.passed, 4 * 12 / 6 + 1 * 4 / -2)
+    np.testing.assert_allclose(row.negative, -min(0, 2 * 12 / 6 + 3 * 4 / -2))
+    assert row.zeros == row.constants == row.rule_loss == 0
 
 
-def test_zero_outputs_constants_and_what_rules_drop_are_told_apart():
+def test_losses_to_zeros_to_constants_and_by_rule_are_separate():
     w, ones = np.array([[1.0, 1.0], [-1.0, 1.0]]), np.ones((1, 2))  # the first output is 0
     zero, gamma = (lrp_jax.conservation(lambda w, x: x @ w, rule) for rule in (rules.Zero(), rules.Gamma()))
-    assert entry(zero(w, ones, relevance=ones), "dense").zeros == 1
-    assert entry(gamma(w, ones, relevance=ones), "dense").rule_loss == 1
+    assert row_of(zero(w, ones, relevance=ones), "dense").zeros == 1
+    assert row_of(gamma(w, ones, relevance=ones), "dense").rule_loss == 1
     _, params, x = MODELS["pools"]
     ledger = lrp_jax.conservation(pools, rules.Zero())(params, x)
-    assert np.abs(entry(ledger, "concatenate").constants).sum() > 0
-    assert np.abs(entry(ledger, "select_n").constants).sum() > 0
-    assert ledger.closes
+    assert np.abs(row_of(ledger, "concatenate").constants).sum() > 0
+    assert np.abs(row_of(ledger, "select_n").constants).sum() > 0
+    assert ledger.balanced
 
 
 EPSILON = [(kind("conv", "dense"), rules.Epsilon())]
 
 
-def test_a_planted_fault_is_found_and_named():
-    def cheat(layer, a, params, R):
+def test_a_wrong_rule_is_named():
+    def off_by_a_constant(layer, a, params, R):
         return rules.Epsilon()(layer, a, params, R).at[0, 0, 0, 0].add(1e-6)
 
-    ledger = lrp_jax.conservation(cnn, EPSILON + [("conv2", cheat)])(cnn_params(), images())
-    assert [e.name for e in ledger.faults] == ["conv2"]
-    assert not ledger.closes
-    assert "do NOT close" in ledger.verdict
+    ledger = lrp_jax.conservation(cnn, EPSILON + [("conv2", off_by_a_constant)])(cnn_params(), images())
+    assert [row.name for row in ledger.faults] == ["conv2"]
+    assert not ledger.balanced
+    assert "does NOT balance" in ledger.verdict
     assert "conv2" in ledger.verdict
 
-    def generous(layer, a, params, R):
+    def half_too_much(layer, a, params, R):
         return rules.Epsilon()(layer, a, params, 1.5 * R)
 
-    ledger = lrp_jax.conservation(cnn, EPSILON + [("conv2", generous)])(cnn_params(), images())
+    ledger = lrp_jax.conservation(cnn, EPSILON + [("conv2", half_too_much)])(cnn_params(), images())
     assert "By the rules themselves:" in ledger.verdict
     assert "at conv2." in ledger.verdict
 
-    def greedy(layer, a, params, R):
+    def nothing(layer, a, params, R):
         return a * 0
 
-    ledger = lrp_jax.conservation(cnn, EPSILON + [("fc1", greedy)])(cnn_params(), images())
-    assert [e.name for e in ledger.faults] == ["fc1"]
+    ledger = lrp_jax.conservation(cnn, EPSILON + [("fc1", nothing)])(cnn_params(), images())
+    assert [row.name for row in ledger.faults] == ["fc1"]
 
 
-def test_what_the_bias_took_is_handed_back():
+def test_bias_share_returns_relevance_of_bias_and_stabilizer():
     ledger = lrp_jax.conservation(mlp, rules.Epsilon(0.1, bias="share"))(*MODELS["mlp"][1:], target=0)
     np.testing.assert_allclose(ledger.relevance, ledger.score, rtol=1e-12)
-    for e in ledger.entries:
-        np.testing.assert_allclose(e.rule_loss, -(e.bias + e.stabilizer), rtol=1e-9, atol=1e-14)
+    for row in ledger.rows:
+        np.testing.assert_allclose(row.rule_loss, -(row.bias + row.stabilizer), rtol=1e-9, atol=1e-14)
 
 
 def test_positivity_and_consistency():
     x = np.abs(images())
     ledger = lrp_jax.conservation(cnn, rules.ZPlus())(cnn_params(), x)
     positive = ledger.score > 0
-    np.testing.assert_allclose(ledger.positivity[positive], 1)  # z+ keeps the sign of the score
-    one = lrp_jax.conservation(cnn, rules.Zero(), output=outputs.one_hot)(cnn_params(), x)
+    np.testing.assert_allclose(ledger.positivity[positive], 1)  # LRP-z+ keeps the sign of the logit
+    fn, params, x = MODELS["pools"]
+    one = lrp_jax.conservation(fn, rules.Zero(), output=outputs.one_hot)(params, x)
     assert (one.positivity < 1).all()
     assert one.consistent.all()
-    none = lrp_jax.conservation(cnn, rules.Zero())(cnn_params(), x, relevance=np.zeros((3, 3)))
+    none = lrp_jax.conservation(fn, rules.Zero())(params, x, relevance=np.zeros((3, 3)))
     assert none.consistent.all()
     assert (none.positivity == 1).all()
 
-    def inventive(layer, a, params, R):
+    def input_itself(layer, a, params, R):
         return a
 
-    ledger = lrp_jax.conservation(mlp, inventive)(
+    ledger = lrp_jax.conservation(mlp, input_itself)(
         params_of((5, 5), (5, 5)), np.ones((2, 5)), relevance=np.zeros((2, 5))
     )
     assert not ledger.consistent.any()
 
 
-def test_each_example_has_its_own_books():
+def test_each_example_has_a_separate_ledger():
     params, x = cnn_params(), images(3)
-    together = lrp_jax.conservation(cnn, rules.Epsilon())(params, x, target=np.array([0, 2, 1]))
+    explain = lrp_jax.conservation(cnn, rules.Epsilon())
+    together = explain(params, x, target=np.array([0, 2, 1]))
     for i, target in enumerate([0, 2, 1]):
-        alone = lrp_jax.conservation(cnn, rules.Epsilon())(params, x[i : i + 1], target=target)
-        for a, b in zip(together.entries, alone.entries, strict=True):
+        alone = explain(params, x[i : i + 1], target=target)
+        for a, b in zip(together.rows, alone.rows, strict=True):
             np.testing.assert_allclose([a.received[i], a.bias[i]], [b.received[0], b.bias[0]], rtol=1e-10, atol=1e-13)
 
 
-def test_other_arguments_may_count_examples_too():
+def test_batched_arguments_have_an_axis_of_examples():
     rng = np.random.default_rng(0)
     params, x, mask = rng.normal(size=(4, 2)), rng.normal(size=(3, 5, 4)), rng.uniform(size=(3, 5)) < 0.6
 
@@ -184,62 +185,62 @@ def test_other_arguments_may_count_examples_too():
     for i in range(3):
         R = lrp_jax.lrp(fn, rules.Epsilon())(mask[i : i + 1], params, x[i : i + 1])
         np.testing.assert_allclose(together.relevance[i], R.sum(), rtol=1e-10)
-    assert together.closes
-    of_several = lrp_jax.conservation(fn, rules.Epsilon(), argnum=(2,), batched=(-3,))
+    assert together.balanced
+    of_several = lrp_jax.conservation(fn, rules.Epsilon(), argnums=(2,), batched=(-3,))
     np.testing.assert_allclose(of_several(mask, params, x).relevance, together.relevance)
-    books = lrp_jax.conservation(fn, rules.Epsilon())
+    explain = lrp_jax.conservation(fn, rules.Epsilon())
     with pytest.raises(ValueError, match=r"for one example the function returned logits of shape \(3, 2\)") as caught:
-        books(mask, params, x)
+        explain(mask, params, x)
     assert "in `batched`" in caught.value.__notes__[-1]
     with pytest.raises(IndexError, match=r"batched=\(3,\), but the function was called with 3"):
         lrp_jax.conservation(fn, rules.Epsilon(), batched=(3,))(mask, params, x)
-    with pytest.raises(ValueError, match=r"\(2, 5\); expected 3 examples first"):
+    with pytest.raises(ValueError, match=r"\(2, 5\); expected 3 examples along the first axis"):
         lrp_jax.conservation(fn, rules.Epsilon(), batched=(0,))(mask[:2], params, x)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
-def test_low_precision_closes_to_its_own_rounding(dtype):
+def test_ledger_in_low_precision_balances_within_its_resolution(dtype):
     params = jax.tree.map(lambda p: jnp.asarray(p, dtype), cnn_params())
     ledger = lrp_jax.conservation(cnn, composites.epsilon_gamma_box(LOW, HIGH))(params, jnp.asarray(images(), dtype))
-    assert ledger.closes, ledger
+    assert ledger.balanced, ledger
 
 
-def test_the_table_runs_from_output_to_input_and_ends_with_the_verdict():
+def test_table_is_ordered_from_output_to_input_and_ends_with_the_verdict():
     lines = str(lrp_jax.conservation(cnn, composites.epsilon_plus())(cnn_params(), images())).splitlines()
     assert lines[0].split()[:4] == ["name", "received", "passed", "bias"]
     assert lines[1].startswith("fc2")
     assert lines[-2].startswith("conv1")
-    assert lines[-1].startswith("The books close: largest residual")
+    assert lines[-1].startswith("The ledger balances: largest residual")
 
 
-def test_calls_that_cannot_be_explained_are_refused_as_by_lrp():
-    books = lrp_jax.conservation(cnn, rules.Epsilon())
+def test_wrong_arguments_are_errors():
+    explain = lrp_jax.conservation(cnn, rules.Epsilon())
     with pytest.raises(IndexError, match="target 7 is out of range"):
-        books(cnn_params(), images(), target=7)
+        explain(cnn_params(), images(), target=7)
     with pytest.raises(ValueError, match=r"pass x\[None\]"):
         lrp_jax.conservation(lambda x: x, [])(np.ones(3))
     with pytest.raises(TypeError, match="either target or relevance"):
-        books(cnn_params(), images(), target=1, relevance=np.ones((3, 3)))
+        explain(cnn_params(), images(), target=1, relevance=np.ones((3, 3)))
     with pytest.raises(ValueError, match=r"target has shape \(2, 1\); expected one for each of 3 examples"):
-        books(cnn_params(), images(), target=np.arange(2)[:, None])
-    with pytest.raises(ValueError, match="one target of each example; call it for each of several"):
-        books(cnn_params(), images(), target=np.arange(3)[:, None])
+        explain(cnn_params(), images(), target=np.arange(2)[:, None])
+    with pytest.raises(ValueError, match="one target for each example; call it once for each target"):
+        explain(cnn_params(), images(), target=np.arange(3)[:, None])
 
 
 @pytest.mark.parametrize("axis", [AxisType.Auto, AxisType.Explicit], ids=str)
-def test_arrays_on_a_mesh_are_taken_or_refused(axis):
+def test_arrays_on_a_mesh_with_auto_axes_are_accepted_and_with_explicit_axes_are_errors(axis):
     params, x = cnn_params(), images(4)
-    books = lrp_jax.conservation(cnn, rules.Epsilon())
+    explain = lrp_jax.conservation(cnn, rules.Epsilon())
     mesh = jax.make_mesh((4,), ("batch",), axis_types=(axis,))
     there = jax.device_put(x, NamedSharding(mesh, PartitionSpec("batch")))
     if axis == AxisType.Explicit:
-        with pytest.raises(ValueError, match="explicit axes; bring them to the host beforehand"):
-            books(params, there)
+        with pytest.raises(ValueError, match="explicit axes; copy them to the host first"):
+            explain(params, there)
         there = jax.device_get(there)
-    np.testing.assert_allclose(books(params, there).mass, books(params, x).mass, rtol=1e-12)
+    np.testing.assert_allclose(explain(params, there).mass, explain(params, x).mass, rtol=1e-12)
 
 
-def test_one_target_for_all_positions():
+def test_one_target_for_all_positions_of_an_output():
     def fn(w, x):
         return x @ w
 

@@ -1,4 +1,4 @@
-"""The methods LRP is compared with: against closed forms, against plain loops, and called as `lrp` is."""
+"""The methods that LRP is compared with equal closed forms and plain loops, and have the call interface of `lrp`."""
 
 import itertools
 
@@ -38,7 +38,7 @@ SIMPLE = {
 
 
 @pytest.mark.parametrize("name", SIMPLE)
-def test_of_a_linear_function_all_is_known(name):
+def test_attributions_of_a_linear_function_equal_closed_forms(name):
     w = W[:, 2][None]
     expected = {
         "gradient": w, "smooth_grad": w, "absolute_gradient": abs(w), "gradient_times_input": w * X,
@@ -49,7 +49,7 @@ def test_of_a_linear_function_all_is_known(name):
 
 
 @pytest.mark.parametrize("name", SIMPLE)
-def test_they_are_called_as_lrp_is(name):
+def test_methods_have_the_call_interface_of_lrp(name):
     method = SIMPLE[name]
     explain = method(linear)
     each = explain((W, B), X, target=np.array([0, 1, 2, 0]))
@@ -64,7 +64,7 @@ def test_they_are_called_as_lrp_is(name):
         explain((W, B), X, target=3)
     with pytest.raises(TypeError, match="target must be an int"):
         explain((W, B), X, target=0.5)
-    turned = method(lambda x, params: {"logits": linear(params, x)}, argnum=0, select="logits")
+    turned = method(lambda x, params: {"logits": linear(params, x)}, argnums=0, select="logits")
     np.testing.assert_allclose(turned(X, (W, B), target=1), several[1], rtol=1e-12)
     single = explain((W, B[0]), X[0], target=1) if name != "occlusion" else several[1, 0]
     np.testing.assert_allclose(single, several[1, 0], rtol=1e-12)
@@ -72,7 +72,7 @@ def test_they_are_called_as_lrp_is(name):
 
 @pytest.mark.parametrize("axis", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize("name", sorted(SIMPLE))
-def test_batches_may_be_distributed_over_a_mesh(name, axis):
+def test_batches_distributed_over_a_mesh(name, axis):
     mesh = jax.make_mesh((4,), ("batch",), axis_types=(axis,))
     x = jax.device_put(X, NamedSharding(mesh, PartitionSpec("batch")))
     with jax.set_mesh(mesh):
@@ -87,11 +87,11 @@ def test_several_arguments_are_explained_together(name):
         return x @ W + y @ W
 
     X2 = X[::-1].copy()
-    for found, x in zip(SIMPLE[name](fn, argnum=(0, 1))(X, X2, target=2), (X, X2), strict=True):
+    for found, x in zip(SIMPLE[name](fn, argnums=(0, 1))(X, X2, target=2), (X, X2), strict=True):
         np.testing.assert_allclose(found, SIMPLE[name](linear)((W, B), x, target=2), rtol=1e-12)
 
 
-def test_integrated_gradients_follow_the_way():
+def test_integrated_gradients_of_squares_equal_the_difference_of_squares():
     rng = np.random.default_rng(7)
     far = rng.normal(size=6)
     found = methods.integrated_gradients(squares, far, 7)(W, X, target=1)
@@ -100,14 +100,15 @@ def test_integrated_gradients_follow_the_way():
     np.testing.assert_allclose(by_function, found, rtol=1e-12)
 
 
-def test_integrated_gradients_add_up_to_the_difference(cnn):
+def test_integrated_gradients_sum_to_the_difference_of_logits(cnn):
     params, x = cnn
     found = methods.integrated_gradients(networks.cnn, -0.3, 400)(params, x, target=1)
-    difference = networks.cnn(params, x)[:, 1] - networks.cnn(params, np.full_like(x, -0.3))[:, 1]
+    logits = jax.jit(lambda x: networks.cnn(params, x)[:, 1])
+    difference = logits(x) - logits(np.full_like(x, -0.3))
     np.testing.assert_allclose(found.sum((1, 2, 3)), difference, atol=1e-3)
 
 
-def test_taylor_takes_the_slope_where_it_is_told():
+def test_taylor_uses_the_gradient_at_x_or_at_the_root():
     rng = np.random.default_rng(7)
     root = rng.normal(size=6)
     at_x = methods.taylor(squares, root)(W, X, target=0)
@@ -116,7 +117,7 @@ def test_taylor_takes_the_slope_where_it_is_told():
     np.testing.assert_allclose(at_root, (X - root) * 2 * root * W[:, 0], rtol=1e-12)
 
 
-def test_smooth_grad_averages_over_noise_of_the_stated_size():
+def test_noise_of_smooth_grad_has_the_stated_standard_deviation():
     x = np.linspace(-1, 3, 4000).reshape(2, 2000)
     x[1] *= 10
     w = np.ones((2000, 1))
@@ -134,24 +135,25 @@ def test_smooth_grad_averages_over_noise_of_the_stated_size():
 
 @pytest.fixture
 def cnn():
-    """Weights of a small CNN, and images."""
+    """Parameters of a small CNN, and images."""
     return networks.cnn_params(), networks.images(2)
 
 
 @pytest.mark.parametrize(("window", "stride"), [((3, 3, 2), (2, 2, 2)), ((4, 4, 2), None), ((2, 1), (5, 1))])
-def test_occlusion_is_the_mean_fall_over_the_windows(window, stride, cnn):
+def test_occlusion_equals_a_loop_over_windows(window, stride, cnn):
     params, x = cnn
     found = methods.occlusion(networks.cnn, window, stride, fill=0.1)(params, x, target=2)
     sides = x.shape[x.ndim - len(window) :]
     places = [
         sorted({*range(0, n - w, s), n - w}) for n, w, s in zip(sides, window, stride or window, strict=True)
     ]  # fmt: skip
-    whole, total, count = networks.cnn(params, x)[:, 2], np.zeros_like(x), np.zeros(x.shape)
+    logits = jax.jit(lambda x: networks.cnn(params, x)[:, 2])
+    whole, total, count = logits(x), np.zeros_like(x), np.zeros(x.shape)
     for corner in itertools.product(*places):
         where = (..., *(slice(c, c + w) for c, w in zip(corner, window, strict=True)))
         covered = x.copy()
         covered[where] = 0.1
-        total[where] += np.asarray(whole - networks.cnn(params, covered)[:, 2]).reshape(-1, 1, 1, 1)
+        total[where] += np.asarray(whole - logits(covered)).reshape(-1, 1, 1, 1)
         count[where] += 1
     np.testing.assert_allclose(found, total / np.maximum(count, 1), rtol=1e-9, atol=1e-12)
 
@@ -161,7 +163,7 @@ def two_layers(params, x):
     return jax.nn.relu(x @ v + b) @ w
 
 
-def test_guided_backprop_and_deconvnet_by_hand():
+def test_guided_backprop_and_deconvnet_equal_closed_forms():
     rng = np.random.default_rng(7)
     v, b, w = rng.normal(size=(6, 5)), rng.normal(size=(1, 5)), rng.normal(size=(5, 3))
     above, seed = (X @ v + b) > 0, w[:, 1]
@@ -172,7 +174,7 @@ def test_guided_backprop_and_deconvnet_by_hand():
     assert methods.deconvnet(two_layers)(((v, b), w), X, target=np.array([[0], [1]])).shape == (2, 4, 6)
 
 
-def test_deep_taylor_by_hand():
+def test_deep_taylor_equals_closed_forms():
     rng = np.random.default_rng(7)
     v, w, x = rng.normal(size=(6, 5)), rng.normal(size=(5, 3)), np.clip(X, -1, 1)
     a = np.maximum(x @ v, 0)
@@ -186,12 +188,12 @@ def test_deep_taylor_by_hand():
     squared = np.einsum("ik,nk->ni", v**2 / (v**2).sum(0), R)
     found = methods.deep_taylor(two_layers)(((v, np.zeros((1, 5))), w), x, target=1)
     np.testing.assert_allclose(found, squared, rtol=1e-4, atol=1e-9)
-    with pytest.raises(ValueError, match="give both low and high"):
+    with pytest.raises(ValueError, match="low and high must both be given"):
         methods.deep_taylor(two_layers, -1.0)
 
 
 def pooled(params, x):
-    """Convolution, ReLU, the mean over positions, a dense layer."""
+    """A convolution, ReLU, the mean over positions and a dense layer."""
     return networks.dense(params["fc"], jax.nn.relu(networks.conv(params["conv"], x)).mean((1, 2)))
 
 
@@ -204,7 +206,7 @@ def pooled_params():
     }
 
 
-def test_class_activation_maps_by_hand(pooled_params, cnn):
+def test_class_activation_maps_equal_closed_forms(pooled_params, cnn):
     x = cnn[1]
     A = np.maximum(networks.conv(pooled_params["conv"], x), 0)
     kernel, bias = pooled_params["fc"]["kernel"], pooled_params["fc"]["bias"]
@@ -220,51 +222,51 @@ def test_class_activation_maps_by_hand(pooled_params, cnn):
     np.testing.assert_allclose(before, by_hand, rtol=1e-9, atol=1e-12)
 
 
-def test_class_activation_maps_of_other_networks_are_refused(cnn):
-    with pytest.raises(ValueError, match=r"needs a network that ends in the mean .* grad_cam suits any network"):
+def test_class_activation_maps_of_unsuitable_networks_are_errors(cnn):
+    with pytest.raises(ValueError, match=r"needs a network that ends in the mean .* grad_cam works for any network"):
         methods.cam(networks.cnn)(*cnn)
     with pytest.raises(ValueError, match="no layer has positions"):
         methods.cam(linear)((W, B), X)
-    with pytest.raises(ValueError, match=r"no layer 'conv9' that has positions; there are conv1"):
+    with pytest.raises(ValueError, match=r"no layer 'conv9' with positions; the layers with positions are conv1"):
         methods.grad_cam(networks.cnn, "conv9")(*cnn)
 
 
-def test_grad_cam_of_any_layer_of_an_unmodified_network(cnn):
+def test_grad_cam_of_each_layer_with_positions(cnn):
     params, x = cnn
     plan = lrp_jax.plan(networks.cnn, composites.epsilon_plus())(params, x)
     shapes = {s.name: s.out_shape for s in plan.steps if s.name and len(s.out_shape) == 4 and s.out_shape[1] > 1}
     assert len(shapes) > 4
     for name, shape in shapes.items():
-        assert methods.grad_cam(networks.cnn, name)(params, x).shape == shape[:3]
+        assert jax.eval_shape(methods.grad_cam(networks.cnn, name), params, x).shape == shape[:3]
 
 
-def test_mobilenets_class_activation_map_adds_up():
+def test_class_activation_map_of_mobilenet_averages_to_the_logit():
     model = models.load("mobilenet_v2")
     params, x = model.params(), np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
     found = methods.cam(model.apply)(params, x, target=7)
     assert found.shape == (1, 2, 2)
-    expected = model.apply(params, x)[0, 7] - params["classifier"]["bias"][7]
+    expected = jax.jit(model.apply)(params, x)[0, 7] - params["classifier"]["bias"][7]
     np.testing.assert_allclose(found.mean(), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: methods.occlusion(linear, (7,))((W, B), X), r"window \(7,\) does not fit .* of shape \(4, 6\)"),
-        (lambda: methods.occlusion(linear, (2,), (0,)), "expected as many whole numbers of 1 or more"),
-        (lambda: methods.occlusion(linear, 2.5), r"window \(2.5,\) .* expected as many whole numbers"),
-        (lambda: methods.occlusion(linear, (2,), (1, 1)), "expected as many whole numbers"),
+        (lambda: methods.occlusion(linear, (7,))((W, B), X), r"window \(7,\) is larger than .* of shape \(4, 6\)"),
+        (lambda: methods.occlusion(linear, (2,), (0,)), "expected equally many whole numbers, each 1 or more"),
+        (lambda: methods.occlusion(linear, 2.5), r"window \(2.5,\) .* expected equally many whole numbers"),
+        (lambda: methods.occlusion(linear, (2,), (1, 1)), "expected equally many whole numbers"),
         (lambda: methods.integrated_gradients(linear, steps=0), "steps=0: expected a whole number, 1 or more"),
         (lambda: methods.smooth_grad(linear, samples=1.5), r"samples=1.5: expected a whole number"),
     ],
 )
-def test_wrong_settings_are_explained(make, message):
+def test_wrong_settings_are_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_nothing_is_computed_one_target_at_a_time(cnn):
-    """Ten targets share the forward pass: far below the operations of ten calls."""
+def test_several_targets_share_the_forward_pass(cnn):
+    """Three targets take fewer operations than three calls."""
     params, x = cnn
 
     def flops(target):
@@ -277,7 +279,7 @@ def test_nothing_is_computed_one_target_at_a_time(cnn):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("name", ["integrated_gradients", "smooth_grad", "occlusion"])
-def test_half_precision_does_not_lose_what_is_added_up(name, dtype):
+def test_long_sums_are_exact_in_half_precision(name, dtype):
     method = {
         "integrated_gradients": lambda fn: methods.integrated_gradients(fn, steps=600),
         "smooth_grad": lambda fn: methods.smooth_grad(fn, samples=600),
@@ -307,12 +309,12 @@ def gated(x):
 
 
 @pytest.mark.parametrize("norm", [rms, group, gated])
-def test_gradients_take_every_way_through_norms_and_gates(norm, pooled_params, cnn):
+def test_grad_cam_uses_full_gradients_through_norms_and_gates(norm, pooled_params, cnn):
     x = cnn[1]
     head = lambda params, A: networks.dense(params["fc"], (PLACES * norm(A)).mean((1, 2)))
     fn = lambda params, x: head(params, jax.nn.relu(networks.conv(params["conv"], x)))
     A = jax.nn.relu(networks.conv(pooled_params["conv"], x))
-    slope = jax.grad(lambda A: head(pooled_params, A)[:, 2].sum())(A)
+    slope = jax.jit(jax.grad(lambda A: head(pooled_params, A)[:, 2].sum()))(A)
     expected = np.maximum((np.asarray(slope).mean((1, 2), keepdims=True) * A).sum(-1), 0)
     name = next(s.name for s in lrp_jax.plan(fn, composites.epsilon_plus())(pooled_params, x).steps if s.op == "relu")
     found = methods.grad_cam(fn, name)(pooled_params, x, target=2)
@@ -328,13 +330,13 @@ def test_without_activations_guided_backprop_is_the_gradient(norm, pooled_params
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10 * np.abs(expected).max())
 
 
-def test_guided_backprop_hands_on_nothing_where_relu_is_at_zero():
+def test_guided_backprop_is_zero_where_the_input_of_relu_is_zero():
     fn = lambda w, x: jax.nn.relu(x @ w)
     found = methods.guided_backprop(fn)(np.ones((2, 1)), np.array([[1.0, -1.0], [1.0, 0.5]]), target=0)
     np.testing.assert_array_equal(found, [[0, 0], [1, 1]])
 
 
-def test_channels_may_come_first(pooled_params, cnn):
+def test_activation_maps_with_channels_first(pooled_params, cnn):
     x = cnn[1][:, :, :6]
     first = lambda v: jnp.moveaxis(v, -1, 1)
 
@@ -354,7 +356,7 @@ def test_channels_may_come_first(pooled_params, cnn):
     np.testing.assert_allclose(by_hand, methods.grad_cam(pooled, "conv")(pooled_params, x), rtol=1e-12)
 
 
-def test_maps_that_would_not_add_up_are_refused(pooled_params, cnn):
+def test_class_activation_maps_that_do_not_average_to_the_logit_are_errors(pooled_params, cnn):
     x, fc = cnn[1], pooled_params["fc"]
     relu = lambda params, x: jax.nn.relu(networks.conv(params["conv"], x))
     two = lambda params, x: networks.dense(fc, relu(params, x).mean((1, 2)) + relu(params, 2 * x).mean((1, 2)))
@@ -363,22 +365,22 @@ def test_maps_that_would_not_add_up_are_refused(pooled_params, cnn):
         with pytest.raises(ValueError, match="needs a network that ends in the mean over positions"):
             methods.cam(fn)(pooled_params, x)
     with pytest.raises(ValueError, match="occlusion explains one array"):
-        methods.occlusion(lambda x, y: x @ W + y @ W, (1,), argnum=(0, 1))(X, X)
+        methods.occlusion(lambda x, y: x @ W + y @ W, (1,), argnums=(0, 1))(X, X)
 
 
-def test_starting_points_of_several_arguments():
+def test_baselines_of_several_arguments():
     fn = lambda x, y: (x**2) @ W + (y**2).sum(-1, keepdims=True)
     Y = X[:, :2]
     expected = (X**2 - 0.25) * W[:, 1], Y**2 - 1
     for point in ((np.full(6, 0.5), np.ones(2)), lambda x: (0 * x[0] + 0.5, 0 * x[1] + 1)):
-        found = methods.integrated_gradients(fn, point, argnum=(0, 1))(X, Y, target=1)
+        found = methods.integrated_gradients(fn, point, argnums=(0, 1))(X, Y, target=1)
         for a, b in zip(found, expected, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
     tree = methods.taylor(lambda t: t["x"] @ W, {"x": np.full(6, 0.5)})({"x": X}, target=2)
     np.testing.assert_allclose(tree["x"], (X - 0.5) * W[:, 2], rtol=1e-12)
 
 
-def test_noise_has_the_range_of_a_whole_example():
-    x = np.repeat(np.linspace(0, 1, 16).reshape(1, 4, 4, 1), 3, -1)  # grey, and a logit at each pixel
+def test_noise_of_smooth_grad_has_the_range_of_a_whole_example():
+    x = np.repeat(np.linspace(0, 1, 16).reshape(1, 4, 4, 1), 3, -1)  # grey pixels; one logit for each pixel
     found = methods.smooth_grad(lambda x: (x**2).sum(-1, keepdims=True), samples=4)(x, target=0)
     assert np.abs(found - 2 * x).max() > 0.01

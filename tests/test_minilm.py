@@ -1,4 +1,4 @@
-"""The sentence encoder: its arithmetic, its files, its tokens, and the command that explains sentences."""
+"""The sentence encoder: embeddings, relevance, files and tokens; and the command `text`."""
 
 import importlib.util
 import json
@@ -15,8 +15,9 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 import lrp_jax
-from lrp_jax import cli, text
+from lrp_jax import cli
 from lrp_jax.composites import epsilon_plus
+from lrp_jax.data import text
 from lrp_jax.models import minilm
 from lrp_jax.models.minilm import TextError
 from lrp_jax.weights import WeightsError
@@ -32,7 +33,7 @@ SENTENCES = ["The cats sleep.", "a dog runs", "Rain"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with a tiny encoder, drawn at random, in the layout of sentence-transformers."""
+    """A folder with a small random encoder, in the layout of sentence-transformers."""
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "config.json").write_text(json.dumps(CONFIG))
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 10}')
@@ -41,7 +42,7 @@ def folder(tmp_path_factory):
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    tokenizer.enable_truncation(5)  # as in the real file: the encoder is not to be cut silently
+    tokenizer.enable_truncation(5)  # as in the real file; the encoder must not truncate sentences
     tokenizer.enable_padding(length=7)
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
@@ -65,7 +66,7 @@ def tensors():
 
 
 def bert(t, ids):
-    """The mean of BERT's last hidden states for one unpadded sentence, in NumPy, by PyTorch's names."""
+    """The mean of BERT's last hidden states for one unpadded sentence, in NumPy, with PyTorch's names."""
 
     def dense(name, x):
         return x @ t[f"{name}.weight"].T + t[f"{name}.bias"]
@@ -93,12 +94,12 @@ def bert(t, ids):
 
 @pytest.fixture
 def promotion():
-    """Flax's LayerNorm promotes float64 to itself or float32, which strict promotion forbids."""
+    """Allows the dtype promotion in Flax's LayerNorm, which strict promotion forbids."""
     with jax.numpy_dtype_promotion("standard"):
         yield
 
 
-def test_the_encoder_is_bert_and_padding_changes_nothing(folder, promotion):
+def test_embeddings_equal_those_of_bert_with_any_padding(folder, promotion):
     model = minilm.load(folder)
     tokens = model.tokens(SENTENCES)
     assert tokens.ids[0].tolist() == [2, 10, 5, 6, 7, 9, 3]
@@ -116,28 +117,32 @@ def test_the_encoder_is_bert_and_padding_changes_nothing(folder, promotion):
     )
 
 
-def test_relevance_of_words_keeps_the_similarity(folder, promotion):
+def test_relevance_of_words_conserves_the_similarity(folder, promotion):
     model = minilm.load(folder)
     params = jax.tree.map(lambda p: p.astype(np.float64), model.params)
     tokens = model.tokens(SENTENCES)
     words, others = model.embed(params, tokens.ids), model.embed_sentences(["a cat runs", "dog"]).astype(np.float64)
     arguments = params, words, tokens.mask, others
-    plan = str(lrp_jax.plan(model.similarity, epsilon_plus(), argnum=1)(*arguments))
+    plan = str(lrp_jax.plan(model.similarity, epsilon_plus(), argnums=1)(*arguments))
     assert "layer_0/query" in plan
-    R = lrp_jax.lrp(model.similarity, epsilon_plus(), argnum=1)(*arguments, target=1)
+    R = lrp_jax.lrp(model.similarity, epsilon_plus(), argnums=1)(*arguments, target=1)
     assert R.shape == words.shape
     assert np.isfinite(R).all()
     assert not R[~tokens.mask].any()
     one = params, words[2:, :3], tokens.mask[2:, :3], others
-    alone = lrp_jax.lrp(model.similarity, epsilon_plus(), argnum=1)(*one, target=1)
+    alone = lrp_jax.lrp(model.similarity, epsilon_plus(), argnums=1)(*one, target=1)
     np.testing.assert_allclose(R[2:, :3], alone, rtol=1e-6, atol=1e-9)
-    assert lrp_jax.conservation(model.similarity, epsilon_plus(), argnum=1, batched=(2,))(*arguments, target=1).closes
+    assert lrp_jax.conservation(model.similarity, epsilon_plus(), argnums=1, batched=(2,))(
+        *arguments, target=1
+    ).balanced
 
 
-def test_sentences_that_cannot_be_read_are_explained(folder, tmp_path, monkeypatch):
+def test_unusable_sentences_raise_clear_errors(folder, tmp_path, monkeypatch):
     model = minilm.load(folder)
     assert model.limit == 10
-    with pytest.raises(TextError, match=r"has 12 word pieces, but the network reads 10: cut it after 'a dog runs"):
+    with pytest.raises(
+        TextError, match=r"has 12 word pieces, but the limit of the network is 10; shorten it to end after 'a dog runs"
+    ):
         model.tokens(["cats", "a dog runs a dog runs a dog runs."])
     with pytest.raises(TextError, match="' ' has no words"):
         model.tokens([" "])
@@ -150,7 +155,7 @@ def test_sentences_that_cannot_be_read_are_explained(folder, tmp_path, monkeypat
         minilm.load(folder).tokens(["cats"])
 
 
-def test_unusable_folders_are_named_with_the_reason(folder, tmp_path, monkeypatch):
+def test_unusable_folders_raise_clear_errors(folder, tmp_path, monkeypatch):
     def fails(reason):
         with pytest.raises(WeightsError, match=reason):
             minilm.load(tmp_path)
@@ -159,9 +164,9 @@ def test_unusable_folders_are_named_with_the_reason(folder, tmp_path, monkeypatc
     (tmp_path / "config.json").write_text("{")
     fails(r"config\.json: not a readable JSON file")
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"hidden_act": "relu"}))
-    fails(r"config\.json: hidden_act is 'relu', but this encoder is made for 'gelu'")
+    fails(r"config\.json: hidden_act is 'relu', but this encoder supports only 'gelu'")
     (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in CONFIG.items() if k != "hidden_size"}))
-    fails(r"config\.json: lacks hidden_size")
+    fails(r"config\.json: hidden_size missing")
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     fails(r"model\.safetensors: no such file")
     save_file({k: v for k, v in tensors().items() if "layer.1.output.dense" not in k}, tmp_path / "model.safetensors")
@@ -183,7 +188,7 @@ def run(capsys, *arguments):
 
 
 @pytest.mark.slow
-def test_a_sentence_is_explained_on_the_command_line(folder, tmp_path, capsys):
+def test_text_explains_a_sentence(folder, tmp_path, capsys):
     call = ("The cats sleep.", "--against", "dog runs", "a cat", "--weights", folder)
     code, out, err = run(capsys, *call, "--json")
     assert (code, err) == (0, "")
@@ -200,8 +205,8 @@ def test_a_sentence_is_explained_on_the_command_line(folder, tmp_path, capsys):
     assert "  cats\n" in out
     assert out.endswith(f"  -> {files[0]}\n  -> {files[1]}\n")
     assert ">cats</span>" in files[0].read_text()
-    with Image.open(files[1]) as picture:
-        assert picture.size[0] > 300
+    with Image.open(files[1]) as image:
+        assert image.size[0] > 300
     assert run(capsys, *call, "--target", "0")[1].splitlines() == out.splitlines()[:-2]
 
     files[1].write_text("mine")
@@ -216,21 +221,21 @@ def test_a_sentence_is_explained_on_the_command_line(folder, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["cats"], "--against"),
-        (["cats", "--against", "dog", "--target", "cat"], "--target 'cat' is none of the sentences after --against"),
-        (["cats", "--against", "dog", "--target", "1"], "numbered from 0"),
+        (["cats", "--against", "dog", "--target", "cat"], "--target 'cat' is neither a sentence after --against"),
+        (["cats", "--against", "dog", "--target", "1"], "nor its number, from 0"),
         (["", "--against", "dog"], "'' has no words"),
         (["cats", "--against", "dog", "--html", "no/such/a.html"], "a.html: the result cannot be written (No"),
         (["cats", "--against", "dog", "--weights", "nowhere"], "config.json: no such file"),
     ],
 )
-def test_wrong_calls_cost_one_sentence(folder, capsys, arguments, message):
+def test_wrong_options_of_text_print_one_sentence(folder, capsys, arguments, message):
     code, out, err = run(capsys, *(arguments if "--weights" in arguments else [*arguments, "--weights", folder]))
     assert (code, out) == (2, "")
     assert message in err
     assert "Traceback" not in err
 
 
-REFERENCE = {  # the first four numbers of an embedding, and its product with the first sentence's
+REFERENCE = {  # the first four values of the embedding, and its product with the embedding of the first sentence
     "A man is eating pasta.": (-0.011582, -0.050811, -0.021686, 0.056095, 1.000000),
     "Somebody is having lunch.": (-0.053160, 0.084016, 0.026772, -0.060584, 0.396279),
     "The stock market fell sharply on Monday.": (0.045246, -0.013580, 0.069359, 0.037988, 0.009046),
@@ -247,19 +252,19 @@ def real():
     return minilm.load()
 
 
-def test_real_embeddings_are_those_of_transformers(real):
-    """Transformers' BertModel in float64, mean over tokens, length 1."""
+def test_real_embeddings_equal_those_of_transformers(real):
+    """The reference is BertModel of transformers in float64, mean over tokens, norm 1."""
     found = real.embed_sentences(list(REFERENCE))
     np.testing.assert_allclose(found[:, :4], [row[:4] for row in REFERENCE.values()], rtol=0, atol=1e-5)
     np.testing.assert_allclose(found @ found[0], [row[4] for row in REFERENCE.values()], rtol=0, atol=1e-5)
     assert minilm.PACKAGE not in sys.modules
 
 
-def test_real_words_that_matter_get_the_relevance(real):
+def test_the_word_that_the_sentences_share_has_the_most_relevance(real):
     sentence = "A man is eating pasta in the kitchen."
     tokens = real.tokens([sentence])
     others = real.embed_sentences(["Somebody cooked spaghetti."])
-    R = lrp_jax.lrp(real.similarity, epsilon_plus(), argnum=1)(
+    R = lrp_jax.lrp(real.similarity, epsilon_plus(), argnums=1)(
         real.params, real.embed(real.params, tokens.ids), tokens.mask, others
     )
     words = [w for w in text.words(sentence, tokens.encodings[0], R[0]) if not w.special]

@@ -1,4 +1,4 @@
-"""MobileNetV2: its logits are torch's, and its BatchNorm makes no difference to relevance."""
+"""MobileNetV2: the logits of torch, and the relevance with BatchNorm and with merged BatchNorm."""
 
 from pathlib import Path
 
@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 import lrp_jax
-from lrp_jax import images, weights
+from lrp_jax import weights
+from lrp_jax.data import images
 from lrp_jax.models.mobilenet_v2 import MODEL, STAGES
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
-LOGITS = {  # by torch, float64, of the same crops: the three likeliest classes
+LOGITS = {  # by torch in float64 for the same crops: the three most probable classes
     "castle.jpg": {"castle": 14.55408, "monastery": 14.10046, "palace": 13.77130},
     "china.jpg": {"palace": 15.00527, "monastery": 13.59206, "stupa": 11.85981},
     "chelsea.png": {"Egyptian cat": 18.84955, "tiger cat": 17.26603, "tabby": 17.13825},
@@ -26,19 +27,19 @@ def params():
     return MODEL.params()
 
 
-@pytest.mark.parametrize("photo", LOGITS)
-def test_logits_are_torchs(photo, params, request):
-    path = EXAMPLES / photo
+@pytest.mark.parametrize("name", LOGITS)
+def test_logits_equal_those_of_torch(name, params, request):
+    path = EXAMPLES / name
     if not path.exists():
-        path = request.getfixturevalue("data") / "images" / photo
+        path = request.getfixturevalue("data") / "images" / name
     x = MODEL.preprocessing.normalize(MODEL.preprocessing.cut(images.read(path)))
     logits = np.asarray(jax.jit(MODEL.apply)(params, x[None])[0])
     found = {MODEL.classes[i][1]: logits[i] for i in np.argsort(-logits)[:3]}
-    assert list(found) == list(LOGITS[photo])
-    np.testing.assert_allclose(list(found.values()), list(LOGITS[photo].values()), atol=1e-4)
+    assert list(found) == list(LOGITS[name])
+    np.testing.assert_allclose(list(found.values()), list(LOGITS[name].values()), atol=1e-4)
 
 
-def test_weights_are_torchvisions(params, data):
+def test_weights_equal_those_of_torchvision(params, data):
     file = data / "weights" / "mobilenet_v2-b0353104.pth"
     torch = weights.read(file)
     learned = sum(tensor.size for name, tensor in torch.items() if not name.endswith("num_batches_tracked"))
@@ -54,7 +55,7 @@ def test_weights_are_torchvisions(params, data):
 
 
 def merged(params, stats):
-    """Kernels with their BatchNorm inside, and the bias that is left of it."""
+    """Kernels multiplied by their BatchNorm's scale, and the remaining bias."""
     found = {}
     for name, node in params.items():
         if name.startswith("block"):
@@ -97,18 +98,18 @@ def plain(params, x):
 
 @pytest.fixture(scope="module")
 def small():
-    """Weights in float64, and a small picture."""
+    """Weights in float64, and a small image."""
     return weights.load(MODEL.file, np.float64), np.random.default_rng(0).normal(size=(1, 32, 32, 3))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("composite", MODEL.presets[:2])
-def test_batchnorm_merged_by_hand_gives_the_same_relevance(composite, small):
+def test_merged_batchnorm_gives_the_same_relevance(composite, small):
     params, x = small
     rules = MODEL.composites[composite]()
-    R, layers = lrp_jax.lrp(MODEL.apply, rules, layers=True)(params, x, target=285)
+    R, layers, _ = lrp_jax.lrp(MODEL.apply, rules, layers=True)(params, x, target=285)
     by_hand = merged({name: node for name, node in params.items() if name != "batch_stats"}, params["batch_stats"])
-    expected, layers_by_hand = lrp_jax.lrp(plain, rules, layers=True)(by_hand, x, target=285)
+    expected, layers_by_hand, _ = lrp_jax.lrp(plain, rules, layers=True)(by_hand, x, target=285)
     np.testing.assert_allclose(R, expected, rtol=0, atol=1e-10 * np.abs(expected).max())
     for name in ("classifier", "conv_last", "block4_2/project", "block2_1/depthwise", "conv_first"):
         np.testing.assert_allclose(
@@ -117,13 +118,13 @@ def test_batchnorm_merged_by_hand_gives_the_same_relevance(composite, small):
 
 
 @pytest.mark.slow
-def test_the_books_close(small):
+def test_the_ledger_balances(small):
     ledger = lrp_jax.conservation(MODEL.apply, MODEL.composites[MODEL.presets[0]]())(*small)
-    assert ledger.closes
-    assert max(np.abs(e.residual).max() for e in ledger.entries) < 1e-10 * np.abs(ledger.score).max()
+    assert ledger.balanced
+    assert max(np.abs(e.residual).max() for e in ledger.rows) < 1e-10 * np.abs(ledger.score).max()
 
 
-def test_layers_are_named_by_what_they_do(params):
+def test_layers_are_named_by_their_function(params):
     plan = lrp_jax.plan(MODEL.apply, MODEL.composites[MODEL.presets[0]]())(
         params, jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     )
@@ -136,8 +137,8 @@ def test_layers_are_named_by_what_they_do(params):
 def test_classes_by_name():
     assert len(MODEL.classes) == 1000
     assert MODEL.class_index("Egyptian Cat") == MODEL.class_index("n02124075") == 285
-    with pytest.raises(ValueError, match=r"several classes of mobilenet_v2, .* index: 264 Cardigan, 474 cardigan$"):
+    with pytest.raises(ValueError, match=r"several classes of mobilenet_v2; .* index: 264 Cardigan, 474 cardigan$"):
         MODEL.class_index("cardigan")
-    with pytest.raises(ValueError, match=r"'cat' is none of the 1000 classes.* nearest: .*28\d \w+ cat") as error:
+    with pytest.raises(ValueError, match=r"'cat' is not one of the 1000 classes.* similar: .*28\d \w+ cat") as error:
         MODEL.class_index("cat")
     assert len(str(error.value)) < 300

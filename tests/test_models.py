@@ -1,15 +1,16 @@
-"""The networks that come with the package."""
+"""The default network, and the search for models and classes."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lrp_jax import images, models, weights
+from lrp_jax import models, weights
+from lrp_jax.data import images
 from lrp_jax.models.vgg16_imagenette import MODEL
 
 
-def test_the_shipped_network_has_the_layers_of_vgg16():
+def test_the_included_weights_match_the_network():
     params = MODEL.params()
     shapes = jax.eval_shape(MODEL.network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32))[
         "params"
@@ -19,7 +20,7 @@ def test_the_shipped_network_has_the_layers_of_vgg16():
     assert "ten" in weights.about(MODEL.file)["what"]
 
 
-def test_its_convolutions_are_torchvisions(data):
+def test_the_convolutions_are_those_of_torchvision(data):
     params = MODEL.params()
     names = [name for name in params if name.startswith("conv")]
     with np.load(data / "weights" / "vgg16_conv_torchvision_f32.npz") as original:
@@ -36,22 +37,20 @@ def test_classes_by_index_name_or_wordnet_id():
         == MODEL.class_index("n03445777")
         == 8
     )
-    with pytest.raises(
-        ValueError, match=r"'cat' is none of the classes of vgg16_imagenette: 0 tench, 1 English springer"
-    ):
+    with pytest.raises(ValueError, match=r"'cat' is not a class of vgg16_imagenette: 0 tench, 1 English springer"):
         MODEL.class_index("cat")
 
 
 def test_models_by_name():
     assert models.load("mobilenet_v2").name == "mobilenet_v2"
     assert next(iter(models.registry())) == models.DEFAULT == MODEL.name
-    with pytest.raises(ValueError, match="no model 'resnet'; there are vgg16_imagenette, mnist_dnn, "):
+    with pytest.raises(ValueError, match="no model 'resnet'; the models are vgg16_imagenette, mnist_dnn, "):
         models.load("resnet")
 
 
 @pytest.mark.slow
-def test_accuracy_on_held_out_photographs(data):
-    """At least 19 of 20, on every fifth photograph of Imagenette's validation set."""
+def test_accuracy_on_validation_images(data):
+    """At least 19 of 20 are correct, on every fifth image of the test's part of Imagenette's validation set."""
     files = [
         (p, i) for i, (wnid, _) in enumerate(MODEL.classes) for p in sorted((data / "imagenette/val" / wnid).iterdir())
     ][::5]

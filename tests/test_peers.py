@@ -1,4 +1,4 @@
-"""Cases of other libraries' own test suites, and runs of those libraries: LRP_JAX_DATA/peer_cases."""
+"""Numbers of other libraries, from their tests and from runs of them: LRP_JAX_DATA/peer_cases."""
 
 import json
 import os
@@ -21,8 +21,8 @@ if (FOLDER / "cases.json").exists():
     CASES = {case["id"]: case for case in json.loads((FOLDER / "cases.json").read_text())["cases"]}
     ARRAYS = np.load(FOLDER / "cases.npz")
 
-NOT_RULES = {  # what other parts of the library answer for
-    "arras/lstm_bidi_bias0": "its weights are not there; the same network is in test_models_of_all_kinds.py",
+NOT_COVERED = {
+    "arras/lstm_bidi_bias0": "the case has no weights; test_models_of_all_kinds.py has the same network",
 }
 
 
@@ -38,9 +38,9 @@ def close(case, found, expected=None):
 
 
 def covered(prefix):
-    ids = [id for id in CASES if id.startswith(prefix) and id not in NOT_RULES]
+    ids = [id for id in CASES if id.startswith(prefix) and id not in NOT_COVERED]
     if not ids:
-        skip = pytest.mark.skip(reason="LRP_JAX_DATA is not set, or holds no peer_cases")
+        skip = pytest.mark.skip(reason="LRP_JAX_DATA is not set, or has no folder peer_cases")
         return pytest.mark.parametrize("case", [pytest.param(None, marks=skip, id=str(prefix))])
     return pytest.mark.parametrize("case", [pytest.param(CASES[id], id=id) for id in ids])
 
@@ -105,7 +105,7 @@ STEPS = {
 
 
 def composite(layers, specs, prefix=""):
-    """The case's rules as a composite, by the names that `build` gives to its layers."""
+    """The rules of a case as a composite, with the names of layers that `build` gives."""
     entries = []
     for i, (layer, spec) in enumerate(zip(layers, specs, strict=False)):
         if layer["type"] == "residual":
@@ -133,9 +133,9 @@ def rule(spec):
     raise NotImplementedError(spec)
 
 
-@pytest.mark.filterwarnings("ignore:the mean at")  # Julia counts examples last
+@pytest.mark.filterwarnings("ignore:the mean at")  # the last axis is that of examples in Julia
 @covered(("captum/", "relevancepropagation.jl/"))
-def test_literals(case):
+def test_captum_and_relevancepropagation_jl(case):
     if case["id"].endswith("modify_gamma_params"):
         return modified_parameters(case)
     if case["id"].endswith("layernorm_affine"):
@@ -159,22 +159,22 @@ def test_literals(case):
 
 
 def modified_parameters(case):
-    """What the rule makes of weights and bias: seen by a layer that writes its parameters down."""
+    """The modified weights and bias of a rule, recorded by the layer."""
     (layer,), seen = case["model"], []
 
-    def watched(a, params):
+    def recording(a, params):
         seen.append(jax.tree.map(np.asarray, params))
         return a @ params[0].T + params[1]
 
     with jax.disable_jit():
         gamma = rules.Gamma(case["rules"][0]["gamma"], generalized=False)
-        gamma(watched, jnp.ones(2), (array(layer["W_out_in"]), array(layer["b"])), jnp.ones(2))
+        gamma(recording, jnp.ones(2), (array(layer["W_out_in"]), array(layer["b"])), jnp.ones(2))
     close(case, seen[0][0], array(case["expected"]["W"]))
     close(case, seen[0][1], array(case["expected"]["b"]))
 
 
 def layer_norm(case):
-    """Julia's arrays are column-major: the first two axes are normalized, and count fastest."""
+    """Arrays of Julia are column-major, so the first two axes are normalized."""
     (layer,) = case["model"]
     a = np.broadcast_to(np.array([1.0, 2.0])[None, :, None, None], (2, 2, 2, 2))
     R = np.broadcast_to(np.array([1 / 3, 2 / 3])[:, None, None, None], (2, 2, 2, 2))
@@ -253,8 +253,8 @@ def test_zennit_rules(case):
             jax.lax.conv_general_dilated(a, p[0], (2, 2), [(1, 1), (1, 1)])
             + (0 if p[1] is None else p[1][None, :, None, None])
         )
-    close(case, ZENNIT[case["rules"]](z, x, (w, b), R))  # the rule alone
-    close(case, lrp_jax.lrp(z, ZENNIT[case["rules"]], argnum=0)(x, (w, b), relevance=R))  # and in the transformation
+    close(case, ZENNIT[case["rules"]](z, x, (w, b), R))  # only the rule
+    close(case, lrp_jax.lrp(z, ZENNIT[case["rules"]], argnums=0)(x, (w, b), relevance=R))  # the rule in lrp
 
 
 ZENNIT_COMPOSITES = {

@@ -1,4 +1,7 @@
-"""The judge in NumPy against fractions derived by hand; the library against the judge, rule by layer by option."""
+"""The NumPy reference against results derived by hand, and the library against the reference.
+
+The comparisons cover the rules, the layers and the options of the rules.
+"""
 
 import subprocess
 import sys
@@ -16,26 +19,27 @@ from lrp_jax.reference import AvgPool, Conv, Dense, Flatten, GlobalAvgPool, MaxP
 
 
 def close(found, expected):
+    """Asserts that two arrays are equal to a relative tolerance of 1e-10, in float64."""
     found, expected = np.asarray(found), np.asarray(expected)
     assert found.shape == expected.shape
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10 * np.abs(expected).max())
 
 
-# By hand: z = [2 + 2 + 1, -2 + 3 - 2] = [5, -1]
+# z = [2 + 2 + 1, -2 + 3 - 2] = [5, -1]
 A, W, B, R = np.array([[2.0, 1.0]]), np.array([[1.0, -1.0], [2.0, 3.0]]), np.array([1.0, -2.0]), np.array([[10.0, 3.0]])
 
 BY_HAND = {
     "absorb": (reference.epsilon, {}, [2 * 10 / 5 + -2 * 3 / -1, 2 * 10 / 5 + 3 * 3 / -1]),
     "ignore": (reference.epsilon, {"bias": "ignore"}, [2 * 10 / 4 + -2 * 3 / 1, 2 * 10 / 4 + 3 * 3 / 1]),
-    # the biases took 10 * 1/5 and 3 * -2/-1: half of each comes back to each input
+    # the biases absorb 10 * 1/5 and 3 * -2/-1; each input receives half of both
     "share": (reference.epsilon, {"bias": "share"}, [4 + 6 + 1 + 3, 4 - 9 + 1 + 3]),
-    # bias and stabilizer took 10 (1 + 1)/6 and 3 (-2 - 1)/-2, half of which is 5/3 + 9/4
+    # bias and stabilizer absorb 10 (1 + 1)/6 and 3 (-2 - 1)/-2; each input receives half: 5/3 + 9/4
     "share eps": (reference.epsilon, {"bias": "share", "eps": 1}, [19 / 3 + 47 / 12, 10 / 3 - 9 / 2 + 47 / 12]),
     # w + w+ = [[2, -1], [4, 6]], with b + b+ = [2, -2] or b = [1, -2]
     "gamma": (reference.gamma_simple, {"gamma": 1}, [4 * 10 / 10 + -2 * 3 / 2, 4 * 10 / 10 + 6 * 3 / 2]),
     "gamma keep": (reference.gamma_simple, {"gamma": 1, "bias": "keep"}, [40 / 9 - 2 * 3 / 2, 40 / 9 + 6 * 3 / 2]),
-    # the second output is negative: w + w- = [., [-2, 3]], with b + b- = -4 or b = -2
+    # the second output is negative: its weights are w + w- = [-2, 3], with b + b- = -4 or b = -2
     "gamma any": (reference.gamma_generalized, {"gamma": 1}, [4 * 10 / 10 - 4 * 3 / -5, 4 + 3 * 3 / -5]),
     "gamma any keep": (reference.gamma_generalized, {"gamma": 1, "bias": "keep"}, [40 / 9 + 12 / 3, 40 / 9 - 9 / 3]),
     # positive sides [2 + 2 (+ 1), 3], negative sides [0, -2 (- 2)]
@@ -52,18 +56,18 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize(("rule", "options", "expected"), BY_HAND.values(), ids=BY_HAND)
-def test_the_judge_by_hand(rule, options, expected):
+def test_reference_rules_equal_the_results_by_hand(rule, options, expected):
     close(rule(A, W, B, np.ones((2, 2)), R, **{"eps": 0.0, **options}), [expected])
 
 
-def test_a_strided_convolution_by_hand():
+def test_matrix_of_a_strided_convolution_by_hand():
     M, b, reach, shape = Conv(np.reshape([1.0, 2, 3], (3, 1, 1)), np.array([5.0]), strides=2).sums((4, 1))
-    np.testing.assert_array_equal(M, [[1, 0], [2, 0], [3, 1], [0, 2]])  # SAME pads one position, at the end
+    np.testing.assert_array_equal(M, [[1, 0], [2, 0], [3, 1], [0, 2]])  # SAME adds one position of padding, at the end
     np.testing.assert_array_equal(reach, M > 0)
     assert (list(b), shape) == ([5, 5], (2, 1))
 
 
-def test_a_residual_block_by_hand():  # captum's own test
+def test_residual_block_by_hand():  # from the tests of captum
     network = (Residual((Dense(np.full((2, 2), 5.0)),)), Dense(np.full((2, 2), 5.0)))
     x, rule = np.array([[2.0, 3.0]]), reference.zero
     logits = reference.forward(network, x)[-1]
@@ -72,9 +76,10 @@ def test_a_residual_block_by_hand():  # captum's own test
     close(reference.explain(network, x, [[rule, rule], rule], reference.logit(logits, 1))[0], [block])
 
 
-def test_starts_at_the_output_by_hand():
+def test_relevance_of_the_outputs_by_hand():
     z = np.array([[1.0, 0.0, np.log(3)], [0.0, 0.0, 0.0]])
-    close(reference.log_odds(z, 0), [[1, 0, -0.75 * np.log(3)], [0, 0, 0]])  # the others' softmax: 1/4, 3/4
+    # the softmax over the other classes is 1/4, 3/4
+    close(reference.log_odds(z, 0), [[1, 0, -0.75 * np.log(3)], [0, 0, 0]])
     close(reference.pairwise(z, [0, 2], 1), [[1, 0, 0], [0, 0, 0]])
     others = np.array([0.25, 0.75])
     odds = np.log(np.e / 4)  # P(0) / (1 - P(0)) = e / (1 + 3)
@@ -98,7 +103,7 @@ def test_decompositions_and_their_properties_by_hand():
     assert reference.all_on_one(x, 7.0, pixel=1).tolist() == [[0, 7]]
 
 
-# The library and the judge, side by side, and what both are told besides eps and bias
+# The rules of the library and of the reference, and their common options except eps and bias
 RULES = {
     "epsilon": (rules.Epsilon, reference.epsilon, {}),
     "norm": (rules.Norm, reference.norm, {}),
@@ -136,7 +141,7 @@ def conv(*shape, **options):
     return Conv(normal(*shape), normal(shape[-1]), **options)
 
 
-KINDS = {  # layer, and the shape of its input: one example, or more
+KINDS = {  # a layer, and the shape of its input (n, ...)
     "dense": (Dense(normal(5, 4), normal(4)), (3, 5)),
     "1-d": (conv(3, 2, 2), (1, 5, 2)),
     "2-d": (conv(3, 2, 2, 3), (2, 4, 3, 2)),
@@ -147,14 +152,14 @@ KINDS = {  # layer, and the shape of its input: one example, or more
     "depthwise": (conv(3, 2, 1, 6, groups=3), (2, 3, 3, 3)),
     "dilated": (conv(2, 2, 2, 2, dilation=(2, 1)), (1, 4, 4, 2)),
     "transposed": (conv(3, 2, 2, 2, input_dilation=2, padding=[(2, 1), (1, 1)]), (2, 3, 2, 2)),
-    "transposed 1-d": (conv(2, 2, 2, input_dilation=3, padding=[(1, 1)]), (1, 3, 2)),  # an output that no input reaches
+    "transposed 1-d": (conv(2, 2, 2, input_dilation=3, padding=[(1, 1)]), (1, 3, 2)),  # one output has no inputs
     "average pool": (AvgPool((2, 2), (2, 1)), (1, 4, 3, 2)),
     "global pool": (GlobalAvgPool(), (2, 3, 2, 2)),
 }
 
 
 def in_jax(layer, params, a):
-    """The judge's layer as a user of JAX would write it."""
+    """The outputs of a layer of the reference, computed in JAX."""
     w, b = params
     axes, window = tuple(range(1, a.ndim - 1)), (*getattr(layer, "window", ()), 1)
     match layer:
@@ -179,50 +184,55 @@ def in_jax(layer, params, a):
             return a.reshape(len(a), -1)
         case Residual():
             return a + run(layer.branch, a)
+        case _:
+            raise TypeError(layer)
     return z if b is None else z + b.reshape((1,) * (z.ndim - 1) + (-1,))
 
 
 def parameters(layer, shape):
+    """Weight and bias for `in_jax`; the weight of an average pool is 1 / window size."""
     if isinstance(layer, Dense | Conv):
         return layer.w, layer.b
     return 1 / np.prod(getattr(layer, "window", shape[:-1])), None
 
 
 def run(network, x):
+    """The outputs of a network of the reference, computed in JAX."""
     for layer in network:
         x = in_jax(layer, parameters(layer, x.shape[1:]), x)
     return x
 
 
-def compare_alone(layer, a, rule, bias, stabilizer):
-    library, judge, options = RULES[rule]
+def compare_layer(layer, a, rule, bias, stabilizer):
+    """Asserts that the library and the reference compute the same relevance for one layer."""
+    library, oracle, options = RULES[rule]
     z, (M, b, reach, _) = layer(a), layer.sums(a.shape[1:])
     R = np.random.default_rng(1).normal(size=z.shape)
-    judge = partial(judge, eps=reference.Stabilizer(**stabilizer), bias=bias, **options)
-    expected = judge(a.reshape(len(a), -1), M, b, reach, R.reshape(len(a), -1))
+    oracle = partial(oracle, eps=reference.Stabilizer(**stabilizer), bias=bias, **options)
+    expected = oracle(a.reshape(len(a), -1), M, b, reach, R.reshape(len(a), -1))
     params = jax.tree.map(jnp.asarray, parameters(layer, a.shape[1:]))
 
-    def alone(a, params):
+    def fn(a, params):
         return in_jax(layer, params, a)
 
-    close(alone(a, params), z)
+    close(fn(a, params), z)
     library = library(eps=rules.Stabilizer(**stabilizer), bias=bias, **options)
-    close(library(alone, jnp.asarray(a), params, jnp.asarray(R)), expected.reshape(a.shape))
+    close(library(fn, jnp.asarray(a), params, jnp.asarray(R)), expected.reshape(a.shape))
 
 
 @pytest.mark.parametrize("bias", BIASES)
 @pytest.mark.parametrize("rule", RULES)
-def test_every_stabilizer_and_bias(rule, bias):
+def test_dense_layer_with_every_stabilizer_and_bias(rule, bias):
     w, b = normal(6, 5), normal(5)
     w[:, 0], b[0] = 0, 0  # an output that is always zero
-    w[:, 1], b[1] = np.abs(w[:, 1]), 0  # a side that is empty where inputs are positive
+    w[:, 1], b[1] = np.abs(w[:, 1]), 0  # no negative contributions for positive inputs
     w[:, 2] = -np.abs(w[:, 2])
     a = normal(4, 6)
     a[0], a[1], a[2, ::2] = 0, np.abs(a[1]), 0
     for stabilizer in STABILIZERS:
-        compare_alone(Dense(w, b), a, rule, bias, stabilizer)
-    compare_alone(Dense(w), a, rule, bias, STABILIZERS[0])
-    compare_alone(Dense(w, b), a[1:2], rule, bias, STABILIZERS[-2])
+        compare_layer(Dense(w, b), a, rule, bias, stabilizer)
+    compare_layer(Dense(w), a, rule, bias, STABILIZERS[0])
+    compare_layer(Dense(w, b), a[1:2], rule, bias, STABILIZERS[-2])
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -232,15 +242,15 @@ def test_every_rule_on_every_layer(name, rule):
     a = np.random.default_rng(2).normal(size=shape)
     a[..., ::3] = 0
     for bias, stabilizer in zip(BIASES, [*STABILIZERS[:2], *STABILIZERS[5:7]], strict=True):
-        compare_alone(layer, a, rule, bias, stabilizer)
+        compare_layer(layer, a, rule, bias, stabilizer)
 
 
-# Whole networks, through the transformation
+# Whole networks
 PLANE = (
     conv(3, 3, 2, 3), Relu(), MaxPool((2, 2), (2, 2)), Residual((conv(2, 2, 3, 3), Relu())), AvgPool((2, 2), (1, 1)),
     Flatten(), Dense(normal(12, 4), normal(4)), Relu(), Dense(normal(4, 3), normal(3)),
 )  # fmt: skip
-NETWORKS = {  # layers, the shape of an input, where the steps that have names stand
+NETWORKS = {  # layers, the shape of one input, the index of each named layer
     "2-d": (PLANE, (6, 6, 2), {"conv_0": 0, "max_pool_0": 2, "avg_pool_0": 4, "dense_0": 6, "dense_1": 8}),
     "1-d": ((conv(3, 2, 4, strides=2), Relu(), conv(2, 4, 3), Relu(), GlobalAvgPool()), (6, 2), {"conv_1": 2}),
     "3-d": ((conv(2, 2, 2, 1, 2), Relu(), Flatten(), Dense(normal(24, 3))), (3, 2, 2, 1), {"dense_0": 3}),
@@ -248,16 +258,17 @@ NETWORKS = {  # layers, the shape of an input, where the steps that have names s
 
 
 def compare_network(name, composite, chosen, start="logit"):
+    """Asserts that `lrp` and the reference compute the same relevance at the input and at the named layers."""
     network, shape, named = NETWORKS[name]
     x, target = np.random.default_rng(3).normal(size=(2, *shape)), np.array([2, 0])
     x[0, ..., 0] = 0
     logits = reference.forward(network, x)[-1]
     explain = lrp_jax.lrp(partial(run, network), composite, output=getattr(outputs, start), layers=True)
-    found, layers = explain(x, target=target)
+    found, layers, _ = explain(x, target=target)
     expected = reference.explain(network, x, chosen, getattr(reference, start)(logits, target))
     close(found, expected[0])
-    for step, i in named.items():
-        close(layers[step], expected[i])
+    for layer, i in named.items():
+        close(layers[layer], expected[i])
 
 
 @pytest.mark.parametrize(
@@ -270,45 +281,45 @@ def compare_network(name, composite, chosen, start="logit"):
     ],
 )  # fmt: skip
 def test_networks_with_one_rule(name, rule, bias):
-    library, judge, options = RULES[rule]
-    chosen = reference.everywhere(NETWORKS[name][0], partial(judge, eps=0.01, bias=bias, **options))
+    library, oracle, options = RULES[rule]
+    chosen = reference.everywhere(NETWORKS[name][0], partial(oracle, eps=0.01, bias=bias, **options))
     compare_network(name, library(eps=0.01, bias=bias, **options), chosen)
 
 
 @pytest.mark.parametrize("start", ["one_hot", "probability"])
-def test_a_network_with_many_rules(start):
-    spread = {"eps": 0.25, "mode": "unsigned", "norm": "sample"}
+def test_network_with_several_rules(start):
+    stabilizer = {"eps": 0.25, "mode": "unsigned", "norm": "sample"}
     composite = composites.epsilon_gamma_box([-3.0, -2.0], [3.0, 3.5]) + [
-        (kind("max_pool"), rules.AveragePool(rules.Stabilizer(**spread))),
+        (kind("max_pool"), rules.AveragePool(rules.Stabilizer(**stabilizer))),
         (kind("dense"), rules.Epsilon(0.1)),
     ]
     chosen = reference.everywhere(
         PLANE,
         partial(reference.gamma_generalized, gamma=0.25),
         sums=reference.epsilon,
-        max_pools=partial(reference.epsilon, eps=reference.Stabilizer(**spread)),
+        max_pools=partial(reference.epsilon, eps=reference.Stabilizer(**stabilizer)),
     )
     chosen[0] = partial(reference.zbox, low=[-3.0, -2.0], high=[3.0, 3.5])
     chosen[6] = chosen[8] = partial(reference.epsilon, eps=0.1)
     compare_network("2-d", composite, chosen, start)
 
 
-def test_the_judges_gradient_is_jaxs():
+def test_gradient_of_the_reference_equals_that_of_jax():
     x = np.random.default_rng(4).normal(size=(2, 6, 6, 2))
     expected = jax.jit(jax.grad(lambda x: run(PLANE, x)[:, 1].sum()))(x)
     close(reference.gradient(PLANE, x, reference.one_hot(np.zeros((2, 3)), 1)), expected)
 
 
-def test_the_judge_needs_no_jax():
+def test_reference_works_without_jax():
     code = f"""
 import importlib.util, sys
 sys.modules["jax"] = sys.modules["jaxlib"] = sys.modules["lrp_jax"] = None
 spec = importlib.util.spec_from_file_location("reference", {reference.__file__!r})
-judge = sys.modules["reference"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(judge)
+reference = sys.modules["reference"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(reference)
 import numpy as np
-network, x = (judge.Dense(np.eye(2)), judge.Relu()), np.array([[3.0, -1.0]])
-print(judge.explain(network, x, judge.everywhere(network, judge.zero), x)[0].tolist())
+network, x = (reference.Dense(np.eye(2)), reference.Relu()), np.array([[3.0, -1.0]])
+print(reference.explain(network, x, reference.everywhere(network, reference.zero), x)[0].tolist())
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[[3.0, -1.0]]"

@@ -1,6 +1,7 @@
-"""Each rule against fractions derived by hand, and against explicit sums over the full matrix of any linear layer."""
+"""Each rule equals fractions derived by hand, and explicit sums over the matrix of any linear layer."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -57,11 +58,11 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize(("rule", "expected"), BY_HAND.values(), ids=BY_HAND)
-def test_fractions_by_hand(rule, expected):
+def test_rules_equal_fractions_derived_by_hand(rule, expected):
     np.testing.assert_allclose(rule(dense, A, (W, B), R), [expected], rtol=1e-14)
 
 
-def test_generalized_gamma_of_a_negative_input_by_hand():
+def test_generalized_gamma_of_a_negative_input_equals_fractions_derived_by_hand():
     a = np.array([[2.0, -1.0]])  # z = [2 - 2 + 1, -2 - 3 - 2] = [1, -7]
     # first output, z > 0: 2 (w + w+) = 4, -1 (w + w-) = -2, bias 2
     # second output, z < 0: 2 (w + w-) = -4, -1 (w + w+) = -6, bias -4
@@ -80,11 +81,11 @@ STABILIZED = {  # of z = [-2, 0, 1], whose root mean square is sqrt(5 / 3)
 
 
 @pytest.mark.parametrize(("stabilizer", "expected"), STABILIZED.values(), ids=STABILIZED)
-def test_stabilizers(stabilizer, expected):
+def test_stabilizers_equal_values_derived_by_hand(stabilizer, expected):
     np.testing.assert_allclose(stabilizer(jnp.array([[-2.0, 0.0, 1.0]])), [expected], rtol=1e-14)
 
 
-def test_any_function_of_z_may_stabilize():
+def test_a_stabilizer_can_be_any_function_of_z():
     a, R = np.array([[1.0, -1.0]]), np.array([[3.0]])
     layer = lambda a, params: a @ params[0]
     shifted = Epsilon(lambda z: z + 1)
@@ -98,7 +99,7 @@ def test_root_mean_square_over_the_sample_or_the_tensor():
     np.testing.assert_allclose(Stabilizer(2.0, norm="tensor")(z), z + 2 * np.sqrt(6.25))
 
 
-# Any layer against explicit sums over its matrix M (in, out) and its constant b (out)
+# Layers, compared with explicit sums over their matrix M (in, out) and their constant b (out)
 def conv(dims=2, **options):
     spec = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}[dims]
 
@@ -159,7 +160,7 @@ def explicit(rule, a, M, b, reach, R):
     return share(a * M, b, R, eps)
 
 
-EVERY = [
+RULES = [
     Zero(),
     Epsilon(0.3),
     Gamma(0.5),
@@ -173,24 +174,32 @@ EVERY = [
 ]
 
 
-@pytest.mark.parametrize("rule", EVERY, ids=str)
-@pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
-def test_rules_on_layers(rule, name, biased):
+@functools.cache
+def matrices(name):
+    """Input, kernel and bias of a layer; its matrix M, and the same for a kernel of ones."""
     layer, in_shape, w_shape, width = LAYERS[name]
     rng = np.random.default_rng(0)
     a, w, b = (np.round(rng.normal(size=s), 2) for s in (in_shape, w_shape, width))
     a.flat[::4] = 0
-    b = b if biased else None
-    z = np.asarray(layer(a, (w, b)))
-    R = rng.normal(size=z.shape)
-    found = np.asarray(rule(layer, a, (w, b), R))
 
+    @jax.jit
     def matrix(w):  # d z_k / d a_j of one example
         jacobian = jax.jacobian(lambda x: layer(x[None], (w, None))[0])(a[0])
-        return np.asarray(jacobian).reshape(z[0].size, -1).T
+        return jacobian.reshape(-1, a[0].size).T
 
-    M, reach = matrix(w), matrix(np.ones_like(w))
+    return a, w, b, np.asarray(matrix(w)), np.asarray(matrix(np.ones_like(w)))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
+def test_rules_on_linear_layers_equal_explicit_sums(rule, name, biased):
+    layer = LAYERS[name][0]
+    a, w, b, M, reach = matrices(name)
+    b = b if biased else None
+    z = np.asarray(layer(a, (w, b)))
+    R = np.random.default_rng(1).normal(size=z.shape)
+    found = np.asarray(rule(layer, a, (w, b), R))
     constant = np.asarray(layer(np.zeros_like(a[:1]), (w, b))).ravel()
     for i in range(len(a)):
         expected = explicit(rule, a[i].ravel(), M, constant, reach, R[i].ravel())
@@ -198,24 +207,24 @@ def test_rules_on_layers(rule, name, biased):
 
 
 @pytest.mark.parametrize("rule", [Gamma(0.5), AlphaBeta(2, 1), ZPlus()], ids=str)
-def test_cheaper_forms_are_equal_where_their_promise_holds(rule):
+def test_cheaper_forms_are_equal_where_their_assumption_holds(rule):
     layer, in_shape, w_shape, width = LAYERS["conv"]
     rng = np.random.default_rng(1)
     a, params = np.abs(rng.normal(size=in_shape)), (rng.normal(size=w_shape), rng.normal(size=width))
     z = np.asarray(layer(a, params))
     R = rng.normal(size=z.shape) * (z > 0)
     general = rule(layer, a, params, R)
-    for facts in (
+    for assumption in (
         {"nonnegative": True, "relevant_above_zero": False},
         {"nonnegative": True, "relevant_above_zero": True},
     ):
-        np.testing.assert_allclose(rule.assuming(**facts)(layer, a, params, R), general, rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(rule.assuming(**assumption)(layer, a, params, R), general, rtol=1e-12, atol=1e-14)
 
 
-def test_users_own_rule_in_ten_lines():
+def test_a_rule_can_be_written_with_four_steps():
     @dataclasses.dataclass(frozen=True)
     class Absolute:
-        """Shares by the absolute value of each contribution, |a_j w_jk|."""
+        """Gives relevance in proportion to |a_j w_jk|."""
 
         eps: float = 1e-9
 
@@ -228,7 +237,7 @@ def test_users_own_rule_in_ten_lines():
     np.testing.assert_allclose(found, [[8 * 2 / 8 + 4 * 1 / 4, 8 * 6 / 8 + 4 * 3 / 4]], rtol=1e-8)
 
 
-def test_rules_print_in_few_words():
+def test_str_and_repr_of_rules():
     assert str(Gamma(0.25)) == "Gamma(gamma=0.25)"
     assert str(Zero()) == "Zero()"
     assert str(ZBox([-2.1179, -2.0357], 2.5)) == "ZBox(low=(-2.118 -2.036), high=2.5)"
@@ -245,17 +254,20 @@ def test_rules_print_in_few_words():
         (lambda: Epsilon(bias="drop"), "expected 'absorb', 'keep', 'ignore' or 'share'"),
         (lambda: Stabilizer(mode="plus"), "mode 'plus': expected"),
         (lambda: Stabilizer(norm="batch"), "norm 'batch': expected"),
-        (lambda: Pass()(dense, A, (np.ones((2, 3)), None), np.ones((1, 3))), "Pass hands relevance on unchanged"),
+        (
+            lambda: Pass()(dense, A, (np.ones((2, 3)), None), np.ones((1, 3))),
+            "Pass needs one input with the shape",
+        ),
     ],
 )
-def test_wrong_parameters_are_named(make, message):
+def test_wrong_parameters_are_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("rule", EVERY, ids=str)
-def test_low_precision_stays_and_is_finite(rule, dtype):
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_low_precision_is_kept_and_finite(rule, dtype):
     a, w, b = (jnp.asarray(x, dtype) for x in (A, W, B))
     for x in (a, 0 * a, a.at[0, 0].set(0)):
         found = rule(dense, x, (w, b), jnp.asarray(R, dtype))
@@ -265,8 +277,8 @@ def test_low_precision_stays_and_is_finite(rule, dtype):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(("shape", "window"), [((2, 4, 6, 3), (1, 2, 2, 1)), ((2, 7, 5), (1, 3, 2)), ((5, 4), (1, 4))])
-def test_winners_are_those_of_the_scatter(shape, window, dtype):
-    """With ties, with more elements than windows, and where nothing is above zero."""
+def test_max_pool_without_scatter_equals_the_vjp(shape, window, dtype):
+    """With equal maxima, with elements outside all windows, and where all elements are zero."""
     rng = np.random.default_rng(0)
     x = jnp.maximum(jnp.asarray(rng.integers(-3, 3, size=shape), dtype), 0)
 
@@ -278,7 +290,7 @@ def test_winners_are_those_of_the_scatter(shape, window, dtype):
     np.testing.assert_array_equal(lrp_jax.lrp(pool, [])(x, relevance=R), jax.vjp(pool, x)[1](R)[0])
 
 
-def test_pools_by_rule():
+def test_max_pool_with_winner_takes_all_and_with_average_pool():
     x = np.arange(16.0).reshape(1, 4, 4, 1)
 
     def pool(x):

@@ -1,4 +1,4 @@
-"""From word pieces to words, and words on colours."""
+"""Joining word pieces to words, and the colours of words in a terminal, in HTML and in matplotlib."""
 
 import sys
 from types import SimpleNamespace
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from lrp_jax import text
-from lrp_jax.text import Word
+from lrp_jax.data import text
+from lrp_jax.data.text import Word
 
 SENTENCE = "Unhappy cats, \x1b[31m<b>!"
 ENCODING = SimpleNamespace(
@@ -20,8 +20,8 @@ ENCODING = SimpleNamespace(
 WORDS = [Word("[CLS]", 3.0, special=True), Word("cold", 1.0), Word("<rain>", -2.0), Word(".", 0.0, space=False)]
 
 
-def test_pieces_become_words_and_relevance_adds_up():
-    R = np.random.default_rng(0).normal(size=(len(ENCODING.tokens) + 3, 4))  # three of padding
+def test_words_join_their_pieces_and_preserve_the_sum_of_relevance():
+    R = np.random.default_rng(0).normal(size=(len(ENCODING.tokens) + 3, 4))  # three rows of padding
     R[-3:] = 0
     words = text.words(SENTENCE, ENCODING, R)
     assert [w.text for w in words] == ["[CLS]", "Unhappy", "cats", ",", "[", "31m", "<", "b", ">", "!", "[SEP]"]
@@ -32,19 +32,19 @@ def test_pieces_become_words_and_relevance_adds_up():
     assert text.words(SENTENCE, ENCODING, R.sum(-1))[5].relevance == pytest.approx(words[5].relevance)
 
 
-def test_control_characters_do_not_reach_the_terminal():
+def test_control_characters_are_replaced():
     encoding = SimpleNamespace(tokens=["a", "##b"], word_ids=[0, 0], offsets=[(0, 1), (2, 3)])
     assert text.words("a\x1bb", encoding, np.ones(2)) == [Word("a\N{REPLACEMENT CHARACTER}b", 2.0, space=False)]
 
 
-def test_relevance_that_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="relevance of 5 tokens, but the sentence has 13"):
+def test_relevance_of_a_wrong_length_or_not_finite_raises():
+    with pytest.raises(ValueError, match="relevance has 5 rows, but the sentence has 13 tokens"):
         text.words(SENTENCE, ENCODING, np.ones((5, 2)))
     with pytest.raises(ValueError, match="not finite"):
         text.words(SENTENCE, ENCODING, np.full(13, np.nan))
 
 
-def test_the_scale_is_one_for_all_texts_given_and_never_zero():
+def test_limit_is_common_to_all_texts_and_never_zero():
     assert text.limit(WORDS) == 2
     assert text.limit(WORDS, [Word("storm", 5.0)]) == 5
     assert text.limit([]) == text.limit([Word("a", 0.0)]) == text.limit(WORDS[:1]) == 1
@@ -53,7 +53,7 @@ def test_the_scale_is_one_for_all_texts_given_and_never_zero():
             text.terminal(WORDS, vmax=vmax)
 
 
-def test_a_terminal_shows_colours():
+def test_terminal_shows_colours():
     line, note = text.terminal(WORDS, colour=True).splitlines()
     assert line == (
         "\x1b[48;2;228;150;144;38;2;0;0;0mcold\x1b[0m \x1b[48;2;30;89;205;38;2;255;255;255m<rain>\x1b[0m"
@@ -63,9 +63,9 @@ def test_a_terminal_shows_colours():
     assert "48;2;247;213;209" in text.terminal(WORDS, colour=True, vmax=5)
 
 
-def test_no_terminal_or_no_color_shows_numbers(monkeypatch):
+def test_output_without_terminal_or_with_no_color_shows_numbers(monkeypatch):
     numbers = "        +1  cold\n        -2  <rain>\n        +0  .\n        +3  [CLS]"
-    assert text.terminal(WORDS) == numbers  # standard output is captured, so no terminal
+    assert text.terminal(WORDS) == numbers  # standard output is captured, so it is not a terminal
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert "\x1b[" in text.terminal(WORDS)
@@ -73,7 +73,7 @@ def test_no_terminal_or_no_color_shows_numbers(monkeypatch):
     assert text.terminal(WORDS) == numbers
 
 
-def test_html_is_escaped_and_carries_the_numbers():
+def test_html_is_escaped_and_contains_the_relevance():
     page = text.html(WORDS)
     assert "<rain>" not in page
     assert 'title="-2">&lt;rain&gt;</span><span' in page  # no space before the full stop
@@ -83,17 +83,18 @@ def test_html_is_escaped_and_carries_the_numbers():
 
 
 def luminance(colour):
+    """The relative luminance (WCAG 2) of a colour such as #ff0000."""
     c = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
     return np.where(c > 0.04045, ((c + 0.055) / 1.055) ** 2.4, c / 12.92) @ [0.2126, 0.7152, 0.0722]
 
 
 @pytest.mark.parametrize("share", [*np.linspace(-1, 1, 41), -7.0, 7.0])
-def test_letters_are_readable_on_every_colour(share):
-    low, high = sorted(map(luminance, text._colours(share)))
+def test_text_has_enough_contrast_on_every_colour(share):
+    low, high = sorted(map(luminance, text._word_colours(share)))
     assert (high + 0.05) / (low + 0.05) > 4.5
 
 
-def test_matplotlib_wraps_lines_and_takes_letters_as_they_are():
+def test_draw_wraps_lines_and_does_not_parse_mathematics():
     ax = Figure(figsize=(3, 2)).add_axes((0, 0, 1, 1))
     long = [Word(f"${i}^2$", (-1.0) ** i * i) for i in range(30)]
     assert text.draw(long, ax) is ax

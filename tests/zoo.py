@@ -1,4 +1,4 @@
-"""Networks of all kinds, small and with random weights, as their users write them: for tests and docs/coverage.py."""
+"""Small networks of many kinds with random weights, written as users write them; for tests and docs/coverage.py."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ Norm = functools.partial(nn.BatchNorm, use_running_average=True)
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network ready to be explained: `fn(params, x)`, and what it was written in."""
+    """A function `fn(params, x)` with parameters, an input, and the name of the framework in which it is written."""
 
     framework: str
     fn: Callable[[Any, Any], jax.Array]
@@ -29,7 +29,7 @@ class Network:
 class MLP(nn.Module):
     @nn.compact
     def __call__(self, x):
-        x = Norm()(x)  # of the features themselves, before any layer
+        x = Norm()(x)  # a BatchNorm of the input
         for width in (16, 16):
             x = nn.elu(nn.Dense(width)(x))
         return nn.Dense(3)(x)
@@ -63,7 +63,7 @@ class ResNet18(nn.Module):
 
 
 class ResNet50(nn.Module):
-    """Bottlenecks, with activations before convolutions (version 2)."""
+    """Bottlenecks with activations before convolutions (version 2)."""
 
     @nn.compact
     def __call__(self, x):
@@ -90,7 +90,7 @@ class DenseNet(nn.Module):
 
 
 class UNet(nn.Module):
-    """A segmentation: logits for each pixel."""
+    """A segmentation network: logits for each pixel."""
 
     @nn.compact
     def __call__(self, x):
@@ -174,7 +174,7 @@ class GRU(nn.Module):
 
 
 class Block(nn.Module):
-    """What a recent language model repeats: rotary positions, causal attention, RMS norms, gated feed-forward."""
+    """A block of a language model: rotary positions, causal attention, RMS norms, gated feed-forward layers."""
 
     @nn.compact
     def __call__(self, x, _):
@@ -198,7 +198,7 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """The blocks run by scan, rematerialized."""
+    """Blocks in a scan, with rematerialization."""
 
     @nn.compact
     def __call__(self, x):
@@ -221,7 +221,7 @@ class NNX(nnx.Module):
 
 def _linen(module: nn.Module, *shape: int) -> Network:
     x = np.asarray(jax.random.normal(jax.random.key(1), shape, jnp.float64))
-    params = _as_trained(module.init(jax.random.key(0), x))
+    params = _as_trained(jax.jit(module.init)(jax.random.key(0), x))
     return Network("Flax linen", module.apply, params, x)
 
 
@@ -251,7 +251,7 @@ def _haiku() -> Network:
 
     model = hk.without_apply_rng(hk.transform_with_state(network))
     x = np.asarray(jax.random.normal(jax.random.key(1), (2, 8, 8, 2), jnp.float64))
-    variables = model.init(jax.random.key(0), x, True)
+    variables = jax.jit(model.init, static_argnums=2)(jax.random.key(0), x, True)
     return Network("Haiku", lambda variables, x: model.apply(*variables, x, False)[0], _as_trained(variables), x)
 
 
@@ -271,7 +271,7 @@ def _plain() -> Network:
 
 
 def _as_trained(params):
-    """Parameters in float64, with some noise: biases of zero and variances of one hide mistakes."""
+    """Parameters in float64 with noise, because biases of zero and variances of one would hide mistakes."""
     leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(0)
 

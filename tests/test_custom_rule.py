@@ -1,4 +1,4 @@
-"""A user's own function as a layer: its rule inside of `lrp`, itself outside."""
+"""`custom_rule`: a function as one layer with a rule in `lrp`, and an ordinary function elsewhere."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ def ranked(a, strength):
 
 
 def fraction(fn, x, *params):
-    """Relevance in proportion to the inputs themselves: a rule of the user's own."""
+    """A rule of the user: relevance in proportion to the inputs."""
 
     def rule(layer, a, params, R):
         z = layer(a, params)
@@ -37,17 +37,17 @@ def fraction(fn, x, *params):
     return rule
 
 
-MARKED = lrp_jax.layer(rules.Gamma(0.5), name="mine")(affine)
+MARKED = lrp_jax.custom_rule(rules.Gamma(0.5), name="mine")(affine)
 
 
 @pytest.mark.parametrize("rule", [rules.Gamma(0.5), rules.Epsilon(bias="ignore"), rules.Flat(), rules.ZBox(-3, 3)])
-def test_a_marked_layer_takes_its_rule_and_parameters(rule):
-    marked = lrp_jax.layer(rule)(affine)
+def test_the_rule_gets_the_layer_and_its_parameters(rule):
+    marked = lrp_jax.custom_rule(rule)(affine)
     expected = lrp_jax.lrp(lambda p, x: affine(x, p), rule)((W, B), X)
     np.testing.assert_allclose(lrp_jax.lrp(lambda p, x: marked(x, p), [])((W, B), X), expected, rtol=1e-12)
 
 
-def test_outside_it_is_the_function_that_it_was():
+def test_outside_of_lrp_the_function_is_unchanged():
     np.testing.assert_array_equal(MARKED(X, (W, B)), jax.jit(affine)(X, (W, B)))
     assert MARKED.__name__ == "affine"
     for transform in (
@@ -60,27 +60,27 @@ def test_outside_it_is_the_function_that_it_was():
     assert cost(MARKED)["flops"] == cost(affine)["flops"]
 
 
-def test_the_plan_names_it_and_composites_may_override_it():
+def test_the_plan_names_the_function_and_composites_can_replace_its_rule():
     def fn(p, x):
         return MARKED(jax.nn.relu(MARKED(x, p[0])), p[1])
 
     params = [(W, B), (V, B)]
     plan = lrp_jax.plan(fn, [])(params, X)
     assert [(s.name, s.kind, s.rule) for s in plan.steps] == [
-        ("mine", "layer", rules.Gamma(0.5)),
+        ("mine", "custom", rules.Gamma(0.5)),
         ("activation_0", "activation", rules.Pass()),
-        ("mine#2", "layer", rules.Gamma(0.5)),
+        ("mine#2", "custom", rules.Gamma(0.5)),
     ]
     plain = lambda p, x: affine(jax.nn.relu(affine(x, p[0])), p[1])
     mixed = lrp_jax.lrp(fn, [("mine#2", rules.Zero())])(params, X)
     expected = lrp_jax.lrp(plain, [(kind("dense"), rules.Gamma(0.5)), ("1", rules.Zero())])(params, X)
     np.testing.assert_allclose(mixed, expected, rtol=1e-12)
-    everywhere = lrp_jax.lrp(fn, [(kind("layer"), rules.Zero())])(params, X)
+    everywhere = lrp_jax.lrp(fn, [(kind("custom"), rules.Zero())])(params, X)
     np.testing.assert_allclose(everywhere, lrp_jax.lrp(plain, rules.Zero())(params, X), rtol=1e-12)
 
 
-def test_it_covers_what_no_rule_covers():
-    marked = lrp_jax.layer(fraction(ranked, X))(ranked)
+def test_a_custom_rule_covers_operations_without_a_rule():
+    marked = lrp_jax.custom_rule(fraction(ranked, X))(ranked)
     fn = lambda w, x: marked(x @ w, jnp.float64(2)) @ w
     hidden = X @ W
     z = np.sort(hidden) * 2 @ W
@@ -96,8 +96,8 @@ def test_it_covers_what_no_rule_covers():
     np.testing.assert_allclose(lrp_jax.lrp(scanned, rules.Zero())(W, X), expected, rtol=1e-10)
 
 
-def test_trees_of_inputs_and_no_parameters():
-    @lrp_jax.layer(rules.Norm())
+def test_a_tree_of_inputs_without_parameters():
+    @lrp_jax.custom_rule(rules.Norm())
     def mixed(a):
         return a["left"] + 2 * a["right"]
 
@@ -107,34 +107,38 @@ def test_trees_of_inputs_and_no_parameters():
     np.testing.assert_allclose(found[1], 2 * right / (left + 2 * right), rtol=1e-12)
 
 
-def test_a_rule_is_needed_from_somewhere():
-    marked = lrp_jax.layer()(affine)
+def test_without_a_rule_the_composite_must_give_one():
+    marked = lrp_jax.custom_rule()(affine)
     fn = lambda p, x: marked(x, p)
-    with pytest.raises(lrp_jax.UncoveredOpError, match=r"pass `affine` at .*kind\('layer'\)"):
+    with pytest.raises(lrp_jax.UncoveredOpError, match=r"pass `affine` at .*kind\('custom'\)"):
         lrp_jax.lrp(fn, rules.Zero())((W, B), X)
     found = lrp_jax.lrp(fn, [("affine", rules.Zero())])((W, B), X)
     np.testing.assert_allclose(found, lrp_jax.lrp(lambda p, x: affine(x, p), rules.Zero())((W, B), X), rtol=1e-12)
 
 
-def test_what_it_cannot_be_is_said():
-    with pytest.raises(TypeError, match=r"layer takes a rule"):
-        lrp_jax.layer("epsilon")
-    with pytest.raises(TypeError, match=r"write @lrp_jax.layer\(\) with parentheses"):
-        lrp_jax.layer(affine)(X, (W, B))
-    marked = lrp_jax.layer(rules.Zero())(affine)
-    with pytest.raises(ValueError, match=r"'affine' .* must take just what depends on the explained input"):
+def test_wrong_uses_are_errors():
+    with pytest.raises(TypeError, match=r"custom_rule expects a rule"):
+        lrp_jax.custom_rule("epsilon")
+    with pytest.raises(TypeError, match=r"write @lrp_jax.custom_rule\(\) with parentheses"):
+        lrp_jax.custom_rule(affine)(X, (W, B))
+    marked = lrp_jax.custom_rule(rules.Zero())(affine)
+    with pytest.raises(ValueError, match=r"'affine' .* must have all values that depend on"):
         lrp_jax.lrp(lambda p, x: marked(p[0], (x, p[1])), [])((W, B), np.eye(4))
-    closed = lambda p, x: lrp_jax.layer(rules.Zero(), name="closed")(lambda a: a @ p[0])(x)
+    closed = lambda p, x: lrp_jax.custom_rule(rules.Zero(), name="closed")(lambda a: a @ p[0])(x)
+    constant = lambda p, x: lrp_jax.custom_rule(rules.Zero())(lambda a: a @ W + B[None])(x)
+    np.testing.assert_allclose(
+        lrp_jax.lrp(constant, [])((), X), lrp_jax.lrp(lambda p, x: affine(x, p), rules.Zero())((W, B), X), rtol=1e-12
+    )
     with pytest.raises(ValueError, match=r"'closed' .* uses arrays that are not among its arguments"):
         lrp_jax.lrp(closed, [])((W, B), X)
 
 
-def test_the_ledger_keeps_its_books():
+def test_the_ledger_has_a_row_for_the_function():
     ledger = lrp_jax.conservation(lambda p, x: MARKED(x, p), [])((W, B), X)
-    assert ledger.closes
-    assert [e.name for e in ledger.entries] == ["mine"]
-    assert np.abs(ledger.entries[0].bias).max() > 0
+    assert ledger.balanced
+    assert [row.name for row in ledger.rows] == ["mine"]
+    assert np.abs(ledger.rows[0].bias).max() > 0
 
 
-def test_rules_are_data_that_survive_a_dataclass():
-    assert dataclasses.replace(rules.SignalTakesAll(), eps=1e-9).holds == (1,)
+def test_replace_keeps_class_attributes_of_rules():
+    assert dataclasses.replace(rules.SignalTakesAll(), eps=1e-9).constant == (1,)

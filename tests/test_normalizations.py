@@ -1,4 +1,4 @@
-"""Softmax, normalization, gates and attention: found however they are written, explained by their published rules."""
+"""Softmax, normalization, gates and attention: recognized in all their forms, and explained by published rules."""
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from flax import nnx
 import lrp_jax
 from lrp_jax import composites, rules
 from lrp_jax.composites import kind
+from lrp_jax.rules.kinds import is_move
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
@@ -24,8 +25,7 @@ def close(found, expected, rtol=1e-10):
 
 
 def kinds(fn, x=X, composite=rules.Zero()):  # noqa: B008
-    moves = rules.MOVES
-    return [step.kind for step in lrp_jax.plan(fn, composite)(x).steps if step.kind not in moves]
+    return [step.kind for step in lrp_jax.plan(fn, composite)(x).steps if not is_move(step.kind)]
 
 
 def explained(fn, x=X, R=R, composite=rules.Zero()):  # noqa: B008
@@ -46,22 +46,22 @@ def attention_sink(x):
 SOFTMAX = {
     "jax.nn": jax.nn.softmax,
     "by hand": lambda x: jnp.exp(x) / jnp.sum(jnp.exp(x), -1, keepdims=True),
-    "the maximum subtracted": shifted,
-    "the maximum held": lambda x: jax.nn.softmax(x, where=np.ones(6, bool)),
-    "in a checkpoint": jax.checkpoint(jax.nn.softmax),
-    "for each row": jax.vmap(jax.vmap(jax.nn.softmax)),
-    "sum converted": lambda x: jnp.exp(x) / jnp.exp(x).astype(jnp.float64).sum(-1, keepdims=True),
+    "by hand, minus the maximum": shifted,
+    "with where": lambda x: jax.nn.softmax(x, where=np.ones(6, bool)),
+    "checkpoint": jax.checkpoint(jax.nn.softmax),
+    "vmap": jax.vmap(jax.vmap(jax.nn.softmax)),
+    "with a converted sum": lambda x: jnp.exp(x) / jnp.exp(x).astype(jnp.float64).sum(-1, keepdims=True),
 }
 
 
 @pytest.mark.parametrize("softmax", SOFTMAX.values(), ids=SOFTMAX)
-def test_softmax_is_found_and_has_its_closed_form(softmax):
+def test_softmax_is_recognized_and_has_its_closed_form(softmax):
     p = jax.nn.softmax(X)
     assert kinds(softmax) == ["softmax"]
     close(explained(softmax), X * (R - p * R.sum(-1, keepdims=True)))
 
 
-def test_what_is_subtracted_from_the_logits_belongs_to_them_unless_it_is_their_maximum():
+def test_only_a_subtracted_maximum_is_part_of_the_softmax():
     u = X - X**2
     p = jax.nn.softmax(u)
     R_u = u * (R - p * R.sum(-1, keepdims=True))
@@ -74,7 +74,7 @@ def test_what_is_subtracted_from_the_logits_belongs_to_them_unless_it_is_their_m
     [jax.nn.logsumexp, lambda x: jax.nn.logsumexp(x, where=MASK), lambda x: jnp.exp(x).astype(jnp.float32).sum()],
     ids=["plain", "masked", "converted"],
 )
-def test_sums_of_exponentials_have_no_shares(fn):
+def test_sums_of_exponentials_are_errors(fn):
     with pytest.raises(lrp_jax.UncoveredOpError, match="pass `reduce_sum`"):
         lrp_jax.lrp(lambda x: fn(x)[None], rules.Zero())(X)
 
@@ -84,9 +84,9 @@ def test_softmax_along_other_axes_and_with_a_temperature():
     close(explained(lambda x: jax.nn.softmax(x / 3, axis=(1, 2))), X / 3 * (R - p * R.sum((1, 2), keepdims=True)))
 
 
-def test_masked_logits_get_nothing_and_are_never_nan():
+def test_masked_logits_get_no_relevance_and_no_nan():
     p = np.where(MASK, jax.nn.softmax(np.where(MASK, X, -np.inf)), 0)
-    received = np.where(MASK, R, 0)  # whoever reads a masked weight reads zero
+    received = np.where(MASK, R, 0)  # the value of a masked weight is zero
     expected = X * (received - p * received.sum(-1, keepdims=True)) * MASK
     for softmax in (
         lambda x: jax.nn.softmax(x, where=MASK),
@@ -97,27 +97,27 @@ def test_masked_logits_get_nothing_and_are_never_nan():
         close(explained(softmax, R=received), expected)
 
 
-def test_the_books_of_softmax_close_on_its_tangent():
+def test_ledger_of_softmax_has_the_constant_of_its_tangent_as_bias():
     ledger = lrp_jax.conservation(lambda x: attention_sink(x) @ W, rules.Zero())(X[:, 0], relevance=R[:, 0])
-    assert ledger.closes
-    (softmax,) = (e for e in ledger.entries if e.kind == "softmax")
+    assert ledger.balanced
+    (softmax,) = (row for row in ledger.rows if row.kind == "softmax")
     x, p = X[:, 0], attention_sink(X[:, 0])
     _, slope = jax.jvp(attention_sink, (x,), (x,))
     received = jax.vjp(lambda p: p @ W, p)[1](R[:, 0] / (p @ W))[0] * p
-    close(softmax.bias, ((p - slope) * received / p).sum(-1))  # f(x) - f'(x) x, the tangent's constant
+    close(softmax.bias, ((p - slope) * received / p).sum(-1))  # f(x) - f'(x) x
 
 
 @pytest.mark.parametrize(
     "fn", [jax.nn.log_softmax, jax.nn.logsumexp, lambda x: jnp.exp(x) / jnp.exp(2 * x).sum(), lambda x: x / x[:, ::-1]]
 )
-def test_what_is_nearly_a_softmax_or_a_normalization_is_refused(fn):
+def test_functions_similar_to_softmax_or_normalization_are_errors(fn):
     with pytest.raises(lrp_jax.UncoveredOpError, match=r"pass `(reduce_sum|div)`"):
         lrp_jax.plan(lambda x: fn(x).reshape(-1), rules.Zero())(X[0, :1])
 
 
 # Normalization
 def normalized(x, axes, centered=True, eps=1e-5):
-    """Relevance through a normalization: of each input its share of x - mean(x), the deviation held constant."""
+    """Relevance through a normalization with constant deviation: each input gets its share of x - mean(x)."""
     mean = x.mean(axes, keepdims=True) if centered else 0.0
     s = R / (x - mean)
     return x * (s - (s.mean(axes, keepdims=True) if centered else 0.0))
@@ -138,25 +138,25 @@ NORMALIZATIONS = {
     "jax.nn.standardize": (jax.nn.standardize, normalized(X, -1)),
     "by hand": (lambda x: (x - x.mean(-1, keepdims=True)) / (x.std(-1, keepdims=True) + 1e-3), normalized(X, -1)),
     "nn.InstanceNorm": (bound(nn.InstanceNorm(use_bias=False)), normalized(X, 1)),
-    "batch statistics": (lambda x: (x - x.mean(0)) * jax.lax.rsqrt(x.var(0) + 1e-5), normalized(X, 0)),
+    "statistics of the batch": (lambda x: (x - x.mean(0)) * jax.lax.rsqrt(x.var(0) + 1e-5), normalized(X, 0)),
     "nn.RMSNorm": (bound(nn.RMSNorm()), R),
     "L2": (lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True), R),
-    "L2, by einsum": (lambda x: x / jnp.sqrt(jnp.einsum("bij,bij->bi", x, x))[..., None], R),
+    "L2 by einsum": (lambda x: x / jnp.sqrt(jnp.einsum("bij,bij->bi", x, x))[..., None], R),
     "L1": (lambda x: x / jnp.abs(x).sum(-1, keepdims=True), R),
-    "the largest": (lambda x: x / jnp.abs(x).max(-1, keepdims=True), R),
+    "maximum norm": (lambda x: x / jnp.abs(x).max(-1, keepdims=True), R),
 }
 
 
 @pytest.mark.parametrize(("fn", "expected"), NORMALIZATIONS.values(), ids=NORMALIZATIONS)
 @pytest.mark.filterwarnings("ignore:the mean at")
-def test_normalization_holds_its_statistics_constant(fn, expected):
+def test_statistics_of_a_normalization_are_constant(fn, expected):
     found = set(kinds(fn))
     assert "normalization" in found
     assert found <= {"center", "normalization", "scale", "shift"}
     close(explained(fn), expected, rtol=1e-6)  # some statistics are in float32
 
 
-def test_groups_are_normalized_by_themselves():
+def test_group_norm_is_a_normalization_of_each_group():
     grouped = X.reshape(2, 5, 3, 2)
     mean = grouped.mean((1, 3), keepdims=True)
     s = R.reshape(grouped.shape) / (grouped - mean)
@@ -164,13 +164,13 @@ def test_groups_are_normalized_by_themselves():
     close(explained(bound(nn.GroupNorm(3, use_bias=False))), expected)
 
 
-def test_centring_conserves_even_where_the_mean_is_zero():
+def test_mean_subtraction_conserves_relevance_if_the_mean_is_zero():
     x = np.array([[1.0, -1.0, 2.0, -2.0]])
     r = np.array([[1.0, 2.0, 3.0, 4.0]])
     close(explained(lambda x: x - x.mean(-1, keepdims=True), x, r), x * (r / x - (r / x).mean()))
 
 
-def test_a_standardized_kernel_stays_a_weight():
+def test_a_standardized_kernel_is_a_weight():
     def fn(w, x):
         return x @ ((w - w.mean(0)) / w.std(0))
 
@@ -187,36 +187,36 @@ GATES = {
     "hard sigmoid": jax.nn.hard_sigmoid,
     "clip": lambda x: jnp.clip(x, 0, 1),
     "softmax": jax.nn.softmax,
-    "of a sort": lambda x: jax.nn.sigmoid(jnp.sort(x)),  # what is held needs no rule
+    "sigmoid of a sort": lambda x: jax.nn.sigmoid(jnp.sort(x)),  # a constant needs no rule
 }
 
 
 @pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
 @pytest.mark.parametrize("gate_first", [True, False])
-def test_a_gate_gets_nothing_and_its_signal_all(gate, gate_first):
+def test_the_signal_gets_all_relevance_and_the_gate_none(gate, gate_first):
     def fn(x):
         signal, opened = x @ W, gate(x @ W.T)
         return opened * signal if gate_first else signal * opened
 
-    held = jax.lax.stop_gradient(gate(X @ W.T))
+    constant = jax.lax.stop_gradient(gate(X @ W.T))
     assert kinds(fn) == ["dense", "gate"]
-    close(explained(fn), explained(lambda x: (x @ W) * held))
+    close(explained(fn), explained(lambda x: (x @ W) * constant))
 
 
-def test_what_is_held_is_shown_and_the_user_may_choose_otherwise():
+def test_the_plan_shows_constant_layers_and_a_composite_can_change_them():
     def fn(p, x):
         return jax.nn.sigmoid(x @ p["gate"]) * (x @ p["signal"])
 
     params = {"gate": W, "signal": W.T}
-    assert str(lrp_jax.plan(fn, rules.Zero())(params, X)).splitlines()[-1] == "held constant: gate"
+    assert str(lrp_jax.plan(fn, rules.Zero())(params, X)).splitlines()[-1] == "constant: gate"
     composite = [(kind("dense"), rules.Zero()), (kind("gate"), rules.Uniform())]
-    R_half, layers = lrp_jax.lrp(fn, composite, layers=True)(params, X, relevance=R)
+    R_half, layers, _ = lrp_jax.lrp(fn, composite, layers=True)(params, X, relevance=R)
     assert list(layers) == ["gate", "signal", "output"]
     close(R_half.sum(-1), R.sum(-1))
     close(layers["signal"].sum(-1), R.sum(-1) / 2)
 
 
-def test_products_share_half_and_half():
+def test_each_factor_of_a_product_gets_half_of_the_relevance():
     left, right = X, X[::-1] + 0.1
     found = lrp_jax.lrp(lambda p: (p[0] @ W) * p[1], rules.Zero())((left, right), relevance=R)
     close(found[1], R / 2)
@@ -232,37 +232,37 @@ def test_squeeze_and_excite_is_a_gate():
 
 
 # Attention
-def attention(p, x, held=None):
+def attention(p, x, constant=None):
     q, k, v = (x @ p[name] for name in "qkv")
-    weights = jax.nn.softmax(jnp.einsum("bqd,bkd->bqk", q, k) / np.sqrt(6)) if held is None else held
+    weights = jax.nn.softmax(jnp.einsum("bqd,bkd->bqk", q, k) / np.sqrt(6)) if constant is None else constant
     return weights, jnp.einsum("bqk,bkd->bqd", weights, v) @ p["o"]
 
 
 PARAMS = {name: np.random.default_rng(i).normal(size=(6, 6)) / 2 for i, name in enumerate("qkvo")}
 
 
-def test_cp_lrp_is_gradient_times_input_with_attention_held():
+def test_cp_lrp_is_gradient_times_input_with_constant_attention_weights():
     fn = lambda p, x: attention(p, x)[1]
     weights, z = attention(PARAMS, X)
     _, back = jax.vjp(lambda x: attention(PARAMS, x, weights)[1], X)
     found = lrp_jax.lrp(fn, composites.cp_lrp(eps=0))(PARAMS, X, relevance=R)
     close(found, X * back(R / z)[0], rtol=1e-9)
     plan = lrp_jax.plan(fn, composites.cp_lrp())(PARAMS, X)
-    assert str(plan).splitlines()[-1] == "held constant: q, k"
+    assert str(plan).splitlines()[-1] == "constant: q, k"
 
 
-def test_attention_is_held_whatever_the_range_of_values():
+def test_attention_weights_are_constant_for_values_in_any_range():
     def fn(p, x):
         q, k, v = (x @ p[name] for name in "qkv")
         return (jax.nn.softmax(q @ k.T).astype(v.dtype) @ jax.nn.sigmoid(v)) @ p["o"]
 
     plan = lrp_jax.plan(fn, composites.cp_lrp())(PARAMS, X[0])
     assert "attention" in [step.kind for step in plan.steps]
-    assert str(plan).splitlines()[-1] == "held constant: q, k"
+    assert str(plan).splitlines()[-1] == "constant: q, k"
 
 
-def test_attn_lrp_is_its_published_rules_one_after_the_other():
-    """Linear layers by epsilon 0, products half and half, softmax by its tangent; written out by hand."""
+def test_attn_lrp_equals_its_published_rules_written_out():
+    """LRP-0 for linear layers, half to each factor of a product, the tangent for softmax."""
     q, k, v = (X @ PARAMS[name] for name in "qkv")
     logits = np.einsum("bqd,bkd->bqk", q, k)
     p = jax.nn.softmax(logits / np.sqrt(6))
@@ -280,7 +280,7 @@ def test_attn_lrp_is_its_published_rules_one_after_the_other():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_attention_in_lower_precision_stays_finite_with_all_but_one_masked(dtype):
+def test_causal_attention_in_low_precision_is_finite(dtype):
     params, x = jax.tree.map(lambda a: jnp.asarray(a, dtype), (PARAMS, X))
 
     def fn(p, x):
@@ -291,4 +291,4 @@ def test_attention_in_lower_precision_stays_finite_with_all_but_one_masked(dtype
     found = lrp_jax.lrp(fn, composites.attn_lrp())(params, x, target=0)
     assert found.dtype == dtype
     assert np.isfinite(np.asarray(found, np.float32)).all()
-    assert not np.asarray(found, np.float32)[:, 1:].any()  # the first token sees itself alone
+    assert not np.asarray(found, np.float32)[:, 1:].any()  # the first token attends only to itself
