@@ -1,10 +1,10 @@
-"""What XLA makes of LRP on VGG-16 for an NVIDIA H100, counted on a machine that has none.
+"""Compiles LRP on VGG-16 for an NVIDIA H100 and counts operations, kernels and bytes. No GPU is needed.
 
-    pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt      # in JAX's own version
+    pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt      # the same version as JAX
     JAX_PLATFORMS=cpu python benchmarks/ahead.py
     JAX_PLATFORMS=cpu python benchmarks/ahead.py --write docs/gpu.md
 
-The compiler alone runs, so that operations, kernels and bytes are exact, and times are bounds, not measurements.
+Nothing runs on a GPU. Operations, kernels and bytes are exact; times are bounds, not measurements.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
-from run import contestants, markdown
+from run import functions, markdown
 
 from lrp_jax.models.vgg import VGG
 
@@ -37,13 +37,13 @@ dnn_version_info { major: 9 minor: 8 }
 runtime_version { major: 12 minor: 8 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
-"""The SXM5 card, as NVIDIA's data sheet and CUDA's device query have it."""
+"""The SXM5 card, according to the data sheet of NVIDIA and the device query of CUDA."""
 
 PEAK = {"bfloat16": 989e12, "float32": 495e12}
-"""Operations per second of its tensor cores, by the data sheet, in bfloat16 and TF32."""
+"""Operations per second of the tensor cores in bfloat16 and TF32, from the data sheet."""
 
 BANDWIDTH = 3.35e12
-"""Bytes per second of its memory, by the data sheet."""
+"""Bytes per second of the memory, from the data sheet."""
 
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 ARRAY = re.compile(rf"\b({'|'.join(BYTES)})\[([\d,]*)\]")
@@ -52,32 +52,33 @@ RESULT = re.compile(r"^\s*(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) [\w-]+\(", re.MUL
 
 
 class Program(NamedTuple):
-    """What a compiled program runs.
+    """Counts of a compiled program.
 
     Attributes:
-        operations: of its convolutions.
-        convolutions: how many.
-        others: how many other kernels.
-        convolved, moved: bytes that convolutions, and others, read and write.
-        temporary: bytes of temporaries.
+        operations: operations of the convolutions.
+        convolutions: number of convolutions.
+        others: number of other kernels.
+        convolution_bytes: bytes that the convolutions read and write.
+        other_bytes: bytes that the other kernels read and write.
+        temporary_bytes: bytes of temporary memory.
     """
 
     operations: float
     convolutions: int
     others: int
-    convolved: float
-    moved: float
-    temporary: int
+    convolution_bytes: float
+    other_bytes: float
+    temporary_bytes: int
 
 
 def arrays(shape: str) -> list[tuple[int, list[int]]]:
-    """Bytes and axes of each array in a shape as XLA prints it."""
+    """Bytes and axes of each array in a shape that XLA printed."""
     found = [(BYTES[dtype], [int(n) for n in axes.split(",") if n]) for dtype, axes in ARRAY.findall(shape)]
     return [(size * math.prod(axes), axes) for size, axes in found]
 
 
-def counted(compiled: jax.stages.Compiled) -> Program:
-    """Counts what a program for a GPU runs."""
+def count(compiled: jax.stages.Compiled) -> Program:
+    """Counts the kernels of a program that was compiled for a GPU."""
     text = compiled.as_text() or ""
     entry = text[text.index("\nENTRY") :]
     shapes = dict(RESULT.findall(entry))
@@ -87,7 +88,7 @@ def counted(compiled: jax.stages.Compiled) -> Program:
         inputs = [shapes[operand] for operand in re.findall(r"%([\w.-]+)", operands)]
         moved = sum(size for part in (shape, *inputs) for size, _ in arrays(part))
         if is_convolution := name.startswith("cudnn-conv"):
-            (_, kernel), (_, result) = arrays(inputs[1])[0], arrays(shape)[0]  # the workspace stands behind the result
+            (_, kernel), (_, result) = arrays(inputs[1])[0], arrays(shape)[0]  # the result precedes the workspace
             operations += 2 * math.prod(kernel) * math.prod(result[:-1])
         work["conv" if is_convolution else "other"].append(moved)
     memory = compiled.memory_analysis()
@@ -98,86 +99,91 @@ def counted(compiled: jax.stages.Compiled) -> Program:
 
 
 def programs(batch: int, pixels: int, dtype: str) -> dict[str, Program]:
-    """What each contestant of `run.py` is compiled to."""
+    """Compiles each function of `run.py` and counts its kernels."""
     try:
         topology = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=H100)
     except NotImplementedError:
         raise SystemExit(
-            "XLA's compiler for GPUs is not installed: "
+            "The XLA compiler for GPUs is not installed; run "
             f"pip install --no-deps jax-cuda12-plugin=={jax.__version__} jax-cuda12-pjrt=={jax.__version__}"
         ) from None
-    there = jax.sharding.SingleDeviceSharding(topology.devices[0])
+    sharding = jax.sharding.SingleDeviceSharding(topology.devices[0])
     network = VGG(classes=10, hidden=(256, 256))
     x = jnp.zeros((batch, pixels, pixels, 3), dtype)
     shapes = jax.eval_shape(network.init, jax.random.key(0), x)
     params = jax.tree.map(lambda w: jnp.zeros(w.shape, dtype), shapes)
-    with mock.patch.object(jax, "default_backend", return_value="gpu"):  # what is prepared is laid out for it
-        given = contestants(network, params, x)
+    with mock.patch.object(
+        jax, "default_backend", return_value="gpu"
+    ):  # `prepare` chooses the layouts for this backend
+        compared = functions(network, params, x)
     found = {}
-    for name, (function, args) in given.items():
-        args = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=there), args)
-        found[name] = counted(jax.jit(function).lower(*args).compile())
+    for name, (function, args) in compared.items():
+        args = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), args)
+        found[name] = count(jax.jit(function).lower(*args).compile())
     return found
 
 
 def rows(batch: int, pixels: int, dtype: str) -> list[list[str]]:
-    """A row for each contestant."""
+    """A table row for each function."""
     found = programs(batch, pixels, dtype)
-    made = []
+    table = []
     for name, p in found.items():
-        seconds = p.operations / PEAK[dtype] + p.moved / BANDWIDTH
-        made.append([
+        seconds = p.operations / PEAK[dtype] + p.other_bytes / BANDWIDTH
+        table.append([
             f"{batch}x{pixels}", dtype, name, f"{p.operations / batch / 1e9:.1f}", str(p.convolutions),
-            f"{p.convolved / batch / 1e6:.0f}", str(p.others), f"{p.moved / batch / 1e6:.0f}",
-            f"{p.moved / found['gradient'].moved:.2f}", f"{p.temporary / batch / 1e6:.1f}", f"{batch / seconds:,.0f}",
+            f"{p.convolution_bytes / batch / 1e6:.0f}", str(p.others), f"{p.other_bytes / batch / 1e6:.0f}",
+            f"{p.other_bytes / found['gradient'].other_bytes:.2f}", f"{p.temporary_bytes / batch / 1e6:.1f}",
+            f"{batch / seconds:,.0f}",
         ])  # fmt: skip
-        print("  ".join(made[-1]), flush=True)
-    return made
+        print("  ".join(table[-1]), flush=True)
+    return table
 
 
 HEADER = [
-    "images", "", "", "GFLOP", "convolutions", "their MB", "other kernels", "their MB", "/ gradient's", "temporary MB",
-    "images/s at most",
+    "images", "dtype", "function", "GFLOP", "convolutions", "MB of these", "other kernels", "MB of these",
+    "MB / gradient", "temporary MB", "images/s at most",
 ]  # fmt: skip
 
 
 def main() -> None:
-    """Parses the command, compiles, prints, and writes the table if asked to."""
+    """Compiles all sizes and types, prints the rows, and writes the table with `--write`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = ["1x224", "64x224", "512x224"]
     parser.add_argument("--sizes", nargs="+", default=sizes, metavar="IMAGESxPIXELS", help="(default: %(default)s)")
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"], choices=PEAK)
-    parser.add_argument("--write", type=Path, metavar="FILE", help="write the table as Markdown, too")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="also write the table as Markdown")
     options = parser.parse_args()
-    made = []
+    table = []
     for size in options.sizes:
         for dtype in options.dtypes:
             batch, pixels = map(int, size.split("x"))
-            made += rows(batch, pixels, dtype)
+            table += rows(batch, pixels, dtype)
     if options.write:
         versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "jaxlib", "jax-cuda12-pjrt"))
-        text = TEXT.format(versions=versions, table=markdown(HEADER, made))
+        text = TEXT.format(versions=versions, table=markdown(HEADER, table))
         options.write.write_text(text, encoding="utf-8")
 
 
 TEXT = """# On GPUs
 
-LRP on VGG-16 with ten classes as XLA compiles it for an NVIDIA H100, counted, not timed: the compiler needs no GPU.
-Operations, megabytes and temporaries are per image. Convolutions are cuDNN's; of bytes, all that kernels read and
-write. **Images/s at most**: operations at the 989 TFLOP/s (bfloat16; TF32 495) and the other kernels' bytes at the
-3.35 TB/s of the data sheet, one after the other.
+XLA compiles LRP on VGG-16 with ten classes for an NVIDIA H100. The compiler needs no GPU, so the table counts
+operations and bytes and contains no times. Operations, megabytes and temporary memory are per image. Convolutions are
+those of cuDNN. Megabytes are all that the kernels read and write. **Images/s at most** is an upper limit from the data
+sheet: the operations at 989 TFLOP/s (bfloat16; TF32 495) and then the bytes of the other kernels at 3.35 TB/s.
 
 {table}
 
-What to see in it:
+Results:
 
-- Convolutions are the operations that the rules need, none computed twice: LRP-ε 2 forward passes, γ and z+ 3.
-- All else is fused into the kernels between convolutions; biases, and ReLUs where no rule needs what comes before,
-  into the convolutions. The gradient moves more, as its max-pools go backward by index and scatter.
-- Prepared, no kernel is laid out anew; the last transposes are gone.
+- The compiled program contains the convolutions that the rules need, none twice: LRP-ε 2 forward passes, γ and z+ 3.
+- XLA fuses biases into the convolutions, and also ReLUs whose input no rule needs. It fuses all other operations into
+  the kernels between the convolutions. The gradient moves more bytes, because the backward pass of its max-pools uses
+  indices and a scatter.
+- Preparation removes all changes of kernel layout, including the last transposes.
 
-{versions}. Written by `JAX_PLATFORMS=cpu python benchmarks/ahead.py --write docs/gpu.md`; do not edit. Times:
-`python benchmarks/run.py --dtype bfloat16 --sizes 1x224 8x224 64x224 512x224` on a GPU.
+{versions}. Written by
+`JAX_PLATFORMS=cpu python benchmarks/ahead.py --write docs/gpu.md`; do not edit. To measure times on a GPU:
+`python benchmarks/run.py --dtype bfloat16 --sizes 1x224 8x224 64x224 512x224`.
 """
 
 

@@ -1,17 +1,18 @@
-"""Draws how the cost of LRP grows, and how near it comes to what the machine can do.
+"""Draws the time of LRP against batch, pixels, depth and classes, and a roofline plot.
 
 python benchmarks/figures.py docs/benchmarks.png
 """
 
 import argparse
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from run import OURS, alternate, ceiling, machine
+from run import OURS, alternate, machine, peak_rate
 
 import lrp_jax
 from lrp_jax import outputs
@@ -21,38 +22,41 @@ SHOWN = ("forward", "gradient", "epsilon", "epsilon_gamma_box")
 
 
 def compiled(name: str, batch: int = 1, pixels: int = 96, depth: int = 16, classes: int = 1):
-    """One contestant compiled: a call, its operations and the bytes that it moves."""
+    """Compiles one function; returns a call, its number of operations and its number of bytes read and written."""
     network = VGG(classes=10, hidden=(256, 256), stages=STAGES[depth])
+    apply: Callable[..., jax.Array] = network.apply  # pyright: ignore[reportAssignmentType]
     x = jax.random.normal(jax.random.key(1), (batch, pixels, pixels, 3), jnp.float32)
     params = jax.jit(network.init)(jax.random.key(0), x)
+    function: Callable
     if name == "forward":
-        function, args = network.apply, (params, x)
+        function, args = apply, (params, x)
     elif name == "gradient":
         rows = jnp.eye(10)[:classes]
 
-        def function(params, x):
-            _, back = jax.vjp(lambda x: network.apply(params, x), x)
+        def gradient(params, x):
+            _, back = jax.vjp(lambda x: apply(params, x), x)
             return jax.vmap(lambda row: back(jnp.broadcast_to(row, (batch, 10)))[0])(rows)
 
-        args = (params, x)
+        function, args = gradient, (params, x)
     else:
         target = np.arange(classes)[:, None]
-        ready = lrp_jax.lrp(network.apply, OURS[name], output=outputs.one_hot).prepare(params, x, target=target)  # pyright: ignore
+        explain = lrp_jax.lrp(apply, OURS[name], output=outputs.one_hot)
+        ready = explain.prepare(params, x, target=target)  # pyright: ignore[reportFunctionMemberAccess]
         function, args = (lambda ready, x: ready(x, target=target)), (ready, x)
     program = jax.jit(function).lower(*args).compile()
-    cost = program.cost_analysis()
+    cost = program.cost_analysis() or {}
     return functools.partial(program, *args), cost["flops"], cost["bytes accessed"]
 
 
 def bandwidth() -> float:
-    """Bytes per second of a sum of two long arrays."""
+    """Bytes per second while two large arrays are added."""
     a = jnp.ones(2**26, jnp.float32)
     add = jax.jit(lambda a, b: a + b)
     return 3 * a.nbytes / alternate({"add": lambda: add(a, a)}, 10)["add"].min()
 
 
 def main() -> None:
-    """Measures and draws."""
+    """Measures and draws all panels."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--repeat", type=int, default=3)
@@ -73,9 +77,9 @@ def main() -> None:
                 times[name].append(np.median(seconds) * 1e3)
         for name, found in times.items():
             panel.plot(values, found, "o-", label=name)
-        panel.set(xlabel=label, ylabel="ms", ylim=0, title=", ".join(fixed(axis)))
+        panel.set(xlabel=label, ylabel="ms", ylim=0, title=", ".join(constant_settings(axis)))
 
-    peak, moved = ceiling("float32"), bandwidth()
+    peak, moved = peak_rate("float32"), bandwidth()
     intensity = np.logspace(0, 3, 100)
     roof.loglog(intensity, np.minimum(peak, moved * intensity) / 1e9, "k-", label="roof")
     for name in (*SHOWN, "epsilon_plus_flat"):
@@ -90,8 +94,8 @@ def main() -> None:
     figure.savefig(options.file, dpi=110)
 
 
-def fixed(axis: str) -> list[str]:
-    """What is the same all along a panel."""
+def constant_settings(axis: str) -> list[str]:
+    """The settings that are constant in a panel."""
     settings = {"batch": "1 image", "pixels": "96 pixels", "depth": "VGG-16", "classes": "1 class"}
     return [text for name, text in settings.items() if name != axis]
 

@@ -1,9 +1,9 @@
-"""How far heatmaps in float32, with factors of products rounded to TF32, and in bfloat16 lie from those in float64.
+"""Compares heatmaps in float32, TF32 and bfloat16 with heatmaps in float64.
 
     python benchmarks/precision.py PHOTO...
 
-On the shipped VGG-16, with its presets. TF32 is what GPUs round the factors of products to, eleven bits, before they
-add up in float32; here it is done by hand, so that it can be measured on any machine.
+Uses the included VGG-16 and its presets. In TF32, GPUs round the factors of products to eleven bits and sum in float32.
+This script rounds explicitly, so that it runs on any machine.
 """
 
 import argparse
@@ -16,20 +16,22 @@ import jax.numpy as jnp
 import numpy as np
 
 import lrp_jax
-from lrp_jax import _trace, images, models
+from lrp_jax import models
+from lrp_jax.core import graph, trace
+from lrp_jax.data import images
 
 PRECISIONS = {"float32": "float32", "float32, prepared": "float32", "TF32": "float32", "bfloat16": "bfloat16"}
 
 
 def tf32(fn: Callable) -> Callable:
-    """The function in float32, but with the factors of its products and convolutions, outside loops, in TF32."""
+    """The function with the factors of its products and convolutions rounded to TF32, except inside loops."""
 
     @jax.jit
     def rounded(*args, **options):
-        inputs, ops, (result,), _ = _trace.operations(functools.partial(fn, **options), *args)
+        inputs, ops, (result,), _ = trace.operations(functools.partial(fn, **options), *args)
         env = dict(zip(inputs, jax.tree.leaves(args), strict=True))
         for op in ops:
-            read = _trace.reader(env)
+            read = graph.reader(env)
             if op.name in ("dot_general", "conv_general_dilated"):
                 results = op(lambda v, read=read: jax.lax.reduce_precision(read(v), exponent_bits=8, mantissa_bits=10))
             else:
@@ -41,17 +43,17 @@ def tf32(fn: Callable) -> Callable:
 
 
 def main() -> None:
-    """Measures each preset in each precision, and prints the table."""
+    """Measures each preset in each precision and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", nargs="+", metavar="PHOTO")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_platforms", "cpu")  # where float32 is float32
+    jax.config.update("jax_platforms", "cpu")  # GPUs may compute float32 products in TF32
     model = models.load(models.DEFAULT)
     cuts = [model.preprocessing.cut(images.read(photo)) for photo in options.photos]
     photos = [model.preprocessing.normalize(cut)[None].astype(np.float64) for cut in cuts]
     params = jax.tree.map(lambda w: w.astype(np.float64), model.params())
-    targets = [int(jnp.argmax(model.apply(params, x))) for x in photos]
+    targets = [int(jnp.argmax(model.apply(params, jnp.asarray(x)))) for x in photos]
     print("| | in | median | worst | correlation | sum |\n|---|---|---|---|---|---|")
     for preset in model.presets:
         explain = lrp_jax.lrp(model.apply, model.composites[preset]())
@@ -67,17 +69,17 @@ def main() -> None:
 
 
 def cast(tree: Any, dtype: Any) -> Any:
-    """All arrays of a tree in another type."""
+    """Converts all arrays of a tree to another dtype."""
     return jax.tree.map(lambda v: jnp.asarray(v, dtype), tree)
 
 
 def errors(found: list[jax.Array], exact: list[jax.Array]) -> list[str]:
-    """Norm of the difference over the norm, median and worst; least correlation; largest relative error of the sum."""
+    """Relative norm of the difference (median, worst), lowest correlation, and largest relative error of the sum."""
     pairs = [(np.float64(a).ravel(), np.float64(b).ravel()) for a, b in zip(found, exact, strict=True)]
-    off = [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in pairs]
-    alike = min(np.corrcoef(a, b)[0, 1] for a, b in pairs)
+    distances = [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in pairs]
+    correlation = min(np.corrcoef(a, b)[0, 1] for a, b in pairs)
     total = max(abs(a.sum() / b.sum() - 1) for a, b in pairs)
-    return [f"{np.median(off):.1e}", f"{max(off):.1e}", f"{alike:.5f}", f"{total:.1e}"]
+    return [f"{np.median(distances):.1e}", f"{max(distances):.1e}", f"{correlation:.5f}", f"{total:.1e}"]
 
 
 if __name__ == "__main__":

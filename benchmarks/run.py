@@ -1,11 +1,11 @@
-"""Times LRP on VGG-16 against its own gradient, zennit and captum, alternating in one process; counts what can be.
+"""Compares the time of LRP on VGG-16 with that of the gradient, zennit and captum.
 
-    python benchmarks/run.py                                  # two cores: some minutes
-    python benchmarks/run.py --write docs/benchmarks.md       # the table of the docs
-    python benchmarks/run.py --dtype bfloat16 --sizes 1x224 8x224 64x224 512x224   # a GPU
+    python benchmarks/run.py                                  # some minutes on two cores
+    python benchmarks/run.py --write docs/benchmarks.md       # writes the table of the documentation
+    python benchmarks/run.py --dtype bfloat16 --sizes 1x224 8x224 64x224 512x224   # for a GPU
 
-Weights are random, nothing is downloaded. zennit and captum are rivals where they and torch are installed:
-pip install torch captum zennit.
+Weights are random and nothing is downloaded. All functions run alternately in one process. zennit and captum are
+compared if they are installed: pip install torch captum zennit.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rivals
+import other_libraries
 
 import lrp_jax
 from lrp_jax import composites, outputs
@@ -36,18 +36,19 @@ OURS = {
 }
 
 
-def contestants(network: VGG, params, x: jax.Array) -> dict[str, tuple[Callable, tuple]]:
-    """Our contestants by name, each a function and its arguments."""
+def functions(network: VGG, params, x: jax.Array) -> dict[str, tuple[Callable, tuple]]:
+    """The compared functions of this package by name, each with its arguments."""
+    apply: Callable[..., jax.Array] = network.apply  # pyright: ignore[reportAssignmentType]
 
     def gradient(params, x):
-        return jax.grad(lambda x: network.apply(params, x)[:, TARGET].astype(jnp.float32).sum())(x)
+        return jax.grad(lambda x: apply(params, x)[:, TARGET].astype(jnp.float32).sum())(x)
 
     found: dict[str, tuple[Callable, tuple]] = {
-        "forward": (network.apply, (params, x)),
+        "forward": (apply, (params, x)),
         "gradient": (gradient, (params, x)),
     }
     for name, composite in OURS.items():
-        explain = lrp_jax.lrp(network.apply, composite, output=outputs.one_hot)
+        explain = lrp_jax.lrp(apply, composite, output=outputs.one_hot)
         found[name] = functools.partial(explain, target=TARGET), (params, x)
         ready = explain.prepare(params, x)  # pyright: ignore[reportFunctionMemberAccess]
         found[f"{name}, prepared"] = (lambda ready, x: ready(x, target=TARGET)), (ready, x)
@@ -55,11 +56,11 @@ def contestants(network: VGG, params, x: jax.Array) -> dict[str, tuple[Callable,
 
 
 def alternate(calls: dict[str, Callable], repeat: int) -> dict[str, np.ndarray]:
-    """Seconds of each call, all taking turns; the first round warms up and does not count."""
+    """Seconds of each call. All calls run alternately; the first round is a warm-up and is not measured."""
     seconds = {name: [] for name in calls}
     for i in range(repeat + 1):
         for name, call in calls.items():
-            time.sleep(0.05)  # for the threads of the one before to come to rest
+            time.sleep(0.05)  # lets the threads of the previous call finish
             start = time.perf_counter()
             jax.block_until_ready(call())
             if i:
@@ -67,8 +68,8 @@ def alternate(calls: dict[str, Callable], repeat: int) -> dict[str, np.ndarray]:
     return {name: np.array(s) for name, s in seconds.items()}
 
 
-def ceiling(dtype: str) -> float:
-    """FLOP/s of the fastest of some matrix products."""
+def peak_rate(dtype: str) -> float:
+    """FLOP/s of the fastest among matrix products of several sizes."""
     best = 0.0
     for n in (1024, 2048, 4096, 8192)[: 2 if jax.default_backend() == "cpu" else None]:
         a = jnp.ones((n, n), dtype)
@@ -79,24 +80,26 @@ def ceiling(dtype: str) -> float:
 
 
 def measure(batch: int, pixels: int, dtype: str, repeat: int, peak: float) -> list[list[str]]:
-    """A row for each contestant: operations, time, times as fast as its rivals."""
+    """A row for each function: operations, bytes, time, and speedup over the other libraries."""
     network = VGG(classes=10, hidden=(256, 256))
     x = jax.random.normal(jax.random.key(1), (batch, pixels, pixels, 3), jnp.float32)
-    params = jax.tree.map(lambda w: w * 2**0.5, jax.jit(network.init)(jax.random.key(0), x))  # as ReLU halves variance
+    params = jax.tree.map(lambda w: w * 2**0.5, jax.jit(network.init)(jax.random.key(0), x))  # ReLU halves the variance
     cast = lambda tree: jax.tree.map(lambda v: v.astype(dtype), tree)
     counts, ours = {}, {}
-    for name, (function, args) in contestants(network, cast(params), cast(x)).items():
+    for name, (function, args) in functions(network, cast(params), cast(x)).items():
         compiled = jax.jit(function).lower(*args).compile()
         counts[name], ours[name] = compiled.cost_analysis() or {}, functools.partial(compiled, *args)
-    theirs = rivals.explainers(params, np.asarray(x), TARGET, LOW, HIGH, dtype) if rivals.available() else {}
+    theirs: dict[str, Callable] = {}
+    if other_libraries.available():
+        theirs = other_libraries.functions(params, np.asarray(x), TARGET, LOW, HIGH, dtype)
     check(ours, theirs, dtype)
     seconds = alternate(ours | theirs, repeat)
     rows = []
     for name, taken in seconds.items():
-        same = [rival for rival in theirs if rival.split(": ")[1] == name.split(",")[0]]
-        faster = ", ".join(f"{rival.split(': ')[0]} {spread(seconds[rival] / taken)}" for rival in same)
+        same = [other for other in theirs if other.split(": ")[1] == name.split(",")[0]]
+        faster = ", ".join(f"{other.split(': ')[0]} {spread(seconds[other] / taken)}" for other in same)
         counted = units = share = ""
-        if costs := counts.get(name):  # which not every device counts
+        if costs := counts.get(name):  # some devices report no costs
             units = f"{costs['flops'] / counts['gradient']['flops']:.2f}"
             counted = f"{costs['bytes accessed'] / 1e9:.2f}"
             share = f"{np.median(costs['flops'] / taken) / peak:.0%}"
@@ -108,44 +111,46 @@ def measure(batch: int, pixels: int, dtype: str, repeat: int, peak: float) -> li
 
 
 def spread(ratios: np.ndarray) -> str:
-    """The median of ratios, and their quartiles."""
+    """The median and the quartiles of ratios."""
     low, middle, high = np.percentile(ratios, [25, 50, 75])
     return f"{middle:.2f} ({low:.2f}-{high:.2f})"
 
 
 def check(ours: dict[str, Callable], theirs: dict[str, Callable], dtype: str) -> None:
-    """Raises where a rival's numbers are others than ours: what is not equal is not compared.
+    """Exits if another library gives a different relevance, because times of different results cannot be compared.
 
-    Medians, because a denominator near zero amplifies the rounding of single relevances as much as it likes.
+    The check uses medians, because denominators near zero amplify the rounding error of single pixels without bound.
     """
     bound = 0.01 if dtype == "float32" else 0.3
     for name, call in theirs.items():
         library, method = name.split(": ")
         if library == "torch" or method not in ours:
             continue
-        mine, other = np.asarray(ours[method](), np.float32), rivals.array(call())
-        if library == "captum":  # it starts from the logit, ours from 1
+        mine, other = np.asarray(ours[method](), np.float32), other_libraries.array(call())
+        if library == "captum":  # captum starts from the logit, lrp_jax from 1
             other = other * (mine.sum((1, 2, 3), keepdims=True) / other.sum((1, 2, 3), keepdims=True))
         off = np.median(np.abs(mine - other)) / np.median(np.abs(other))
         if not off < bound:
-            raise SystemExit(f"{name} differs from {method} by {off:.2g} of what is usual; nothing to compare.")
+            raise SystemExit(
+                f"{name} differs from {method} by {off:.2g} of the median relevance; the times cannot be compared."
+            )
         ready = np.asarray(ours[f"{method}, prepared"](), np.float32)
         if not np.median(np.abs(ready - mine)) / np.median(np.abs(mine)) < bound:
-            raise SystemExit(f"{method} differs from what is prepared; nothing to compare.")
+            raise SystemExit(f"{method} differs from its prepared form; the times cannot be compared.")
 
 
 HEADER = [
-    "batch", "pixels", "", "operations", "GB", "ms", "images/s", "time / gradient", "of ceiling", "times as fast as",
+    "batch", "pixels", "function", "operations", "GB", "ms", "images/s", "time / gradient", "of peak", "speedup over",
 ]  # fmt: skip
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """The rows as a table."""
+    """A Markdown table."""
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
 
 
 def machine(peak: float, dtype: str) -> str:
-    """What it was measured on, and with."""
+    """Describes the device, the peak rate and the versions of the packages."""
     names = ("jax", "jaxlib", "flax", "torch", "zennit", "captum")
     versions = [f"{n} {metadata.version(n)}" for n in names if any(d.name == n for d in metadata.distributions())]
     device = jax.devices()[0].device_kind
@@ -162,18 +167,18 @@ def machine(peak: float, dtype: str) -> str:
 
 
 def main() -> None:
-    """Parses the command, measures, prints, and writes the table if asked to."""
+    """Measures all sizes, prints the rows, and writes the table with `--write`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = ["1x64", "8x64", "32x64", "1x224", "8x224", "1x448"]
     parser.add_argument("--sizes", nargs="+", default=sizes, metavar="IMAGESxPIXELS", help="(default: %(default)s)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--repeat", type=int, default=7, help="rounds; medians are taken over them")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="write the table as Markdown, too")
+    parser.add_argument("--repeat", type=int, default=7, help="number of measured rounds")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="also write the table as Markdown")
     options = parser.parse_args()
-    missing = {"zennit", "captum"} - set(rivals.available())
+    missing = {"zennit", "captum"} - set(other_libraries.available())
     if missing:
-        print(f"not installed, so not compared: {', '.join(sorted(missing))}")
-    peak = ceiling(options.dtype)
+        print(f"not compared because not installed: {', '.join(sorted(missing))}")
+    peak = peak_rate(options.dtype)
     print(machine(peak, options.dtype))
     rows = []
     for size in options.sizes:
@@ -186,12 +191,18 @@ def main() -> None:
 
 TEXT = """# Benchmarks
 
-VGG-16 with ten classes. All contestants take turns in one process; times are medians, ratios medians of ratios with
-their quartiles. **Operations**, as counted by the compiler, are in input gradients (half of one is a forward pass),
-**GB** what it counts as read and written. **Of ceiling**: operations per second, as a share of what the fastest matrix
-product reaches on the machine. **Prepared**: `explain.prepare`, what depends on weights alone done before; on CPUs wide
-convolutions then take fewer multiplications. Rivals give the same relevance, which is checked first: the median of the
-differences is below 1 % of the median relevance (30 % in half precision).
+VGG-16 with ten classes. All functions run alternately in one process. Times are medians. Ratios are medians with
+quartiles.
+
+- **Operations**: as counted by the compiler, relative to one input gradient. A forward pass is half of that.
+- **GB**: bytes read and written, as counted by the compiler.
+- **Of peak**: operations per second, relative to the fastest matrix product on the same machine.
+- **Speedup over**: time of the same method in the other library, divided by this time.
+- **Prepared**: `explain.prepare` has computed all values that depend only on the weights. On CPUs, wide convolutions
+  then need fewer multiplications.
+
+The benchmark first checks that the other libraries give the same relevance: the median difference is below 1 % of the
+median relevance (30 % in half precision).
 
 {machine}
 
@@ -199,9 +210,10 @@ differences is below 1 % of the median relevance (30 % in half precision).
 
 Written by `python benchmarks/run.py --write docs/benchmarks.md`; do not edit.
 
-How cost grows, and where LRP lies under the machine's roof, the lower of what its matrix products and its memory reach
-(`python benchmarks/figures.py docs/benchmarks.png`). LRP is prepared; of several classes, the gradient is a vmap over
-the classes behind one forward pass.
+The figure shows how the time depends on batch size, image size, depth and number of classes, and a roofline plot. The
+roof is the lower of two limits: the rate of matrix products and the memory bandwidth. LRP is prepared. For several
+classes, the gradient is one forward pass and a vmap of the backward pass over the classes.
+`python benchmarks/figures.py docs/benchmarks.png` draws the figure.
 
 ![Time against batch, pixels, depth and classes, and the roofline](benchmarks.png)
 """

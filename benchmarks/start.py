@@ -1,8 +1,8 @@
-"""How long imports and commands take to start, and LRP to compile, beside JAX's own imports and the gradient.
+"""Measures the start-up time of imports and commands, and the compilation time of LRP relative to the gradient.
 
     python benchmarks/start.py PHOTO
 
-Processes of their own take turns; the first round fills the caches and does not count.
+Each command runs in a new process, all of them alternately. The first round fills the caches and is not measured.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from lrp_jax import models
 
 
 def processes(photo: str, out: str) -> dict[str, Callable]:
-    """What starts, by name."""
+    """Functions that start a process, by name."""
     explain = ["-m", "lrp_jax", "explain", photo, "--out", out, "--overwrite"]
     arguments = {
         "import jax": ["-c", "import jax"],
@@ -39,7 +39,7 @@ def processes(photo: str, out: str) -> dict[str, Callable]:
 
 
 def compilations(model) -> dict[str, Callable]:
-    """How the gradient and relevance by each preset are traced, lowered and compiled, from the beginning."""
+    """Functions that trace, lower and compile the gradient and each preset with empty caches, by name."""
     side = model.preprocessing.crop
     x = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     params = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), model.params())
@@ -58,7 +58,7 @@ def compilations(model) -> dict[str, Callable]:
 
 
 def main() -> None:
-    """Measures, and prints medians: seconds beyond `import jax`, and ratios to the gradient."""
+    """Measures and prints medians: seconds in addition to `import jax`, and ratios to the gradient."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photo", metavar="PHOTO")
     parser.add_argument("--repeat", type=int, default=9)
@@ -68,15 +68,16 @@ def main() -> None:
         seconds = alternate(processes(options.photo, out), options.repeat)
     for name, taken in seconds.items():
         beyond = np.median(taken - seconds["import jax"])
-        print(f"{name}: {np.median(taken):.2f} s, {beyond:.2f} s beyond JAX's import")
+        print(f"{name}: {np.median(taken):.2f} s, {beyond:.2f} s more than import jax")
     model = models.load(models.DEFAULT)
     params, x = model.params(), np.zeros((1, *[model.preprocessing.crop] * 2, 3), np.float32)
     explain = lrp_jax.lrp(model.apply, model.composites[model.presets[0]]())
     once = alternate({"": lambda: jax.block_until_ready(explain(params, x))}, options.repeat)[""]
-    print(f"of which the explanation itself, {model.presets[0]}: {np.median(once):.2f} s")
+    print(f"the explanation alone, {model.presets[0]}: {np.median(once):.2f} s")
     seconds = alternate(compilations(model), max(options.repeat // 3, 1))
     for name, taken in seconds.items():
-        print(f"compiling {name}: {np.median(taken):.2f} s, {np.median(taken / seconds['gradient']):.2f} gradients")
+        ratio = np.median(taken / seconds["gradient"])
+        print(f"compiling {name}: {np.median(taken):.2f} s, {ratio:.2f} times the gradient")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Writes coverage.md: which networks are recognized, conserve, and come out the same compiled and not.
+"""Writes coverage.md: recognized layers, conservation, and the difference between compiled and eager runs.
 
     python docs/coverage.py [PYTHON ...]
 
-Each PYTHON is another interpreter with another JAX, in which lrp_jax, dm-haiku and equinox are installed.
+Each PYTHON is an interpreter with another version of JAX, and with lrp_jax, dm-haiku and equinox.
 """
 
 import collections
@@ -20,11 +20,16 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 HEAD = """# Coverage
 
-Networks as their users write them, unmodified, with small random weights (`tests/zoo.py`), explained by LRP-ε in
-float64. **Books**: the largest residual of the ledger, as a share of the relevance that moves; zero to rounding, or
-the books are wrong. **Arrived**: the share of the logits' relevance that reached the input; the ledger says where the
-rest stayed, most of it with biases. **Compiled = eager**: the largest difference, as a share of the largest relevance.
-Networks that compute in float32 inside, such as nnx's attention, cannot be more exact than that.
+Small networks with random weights, written as their users write them (`tests/zoo.py`), are explained by LRP-ε in
+float64.
+
+- **Ledger**: the largest residual, relative to the relevance that flows. The ledger balances if the residual is zero up
+  to rounding.
+- **Arrived**: the fraction of the logits' relevance that reaches the input. The ledger shows where the rest was
+  absorbed, mostly by biases.
+- **Compiled - eager**: the largest difference, relative to the largest relevance.
+
+Networks that compute in float32 internally, such as the attention of nnx, have errors of that precision.
 
 Written by `python docs/coverage.py`; do not edit.
 
@@ -32,11 +37,12 @@ Written by `python docs/coverage.py`; do not edit.
 
 
 def measured() -> list[list[str]]:
-    """A row for each network, in this interpreter."""
+    """A table row for each network, measured in this interpreter."""
     from zoo import NETWORKS
 
     import lrp_jax
     from lrp_jax import rules
+    from lrp_jax.rules.kinds import is_move
 
     jax.config.update("jax_enable_x64", True)
     warnings.simplefilter("ignore")
@@ -45,31 +51,31 @@ def measured() -> list[list[str]]:
         network = make()
         args = network.params, network.x
         steps = lrp_jax.plan(network.fn, rules.Epsilon())(*args).steps
-        kinds = collections.Counter(step.kind for step in steps if step.kind not in rules.MOVES)
+        kinds = collections.Counter(step.kind for step in steps if not is_move(step.kind))
         ledger = lrp_jax.conservation(network.fn, rules.Epsilon())(*args)
         explain = lrp_jax.lrp(network.fn, rules.Epsilon())
         compiled = np.asarray(explain(*args))
         with jax.disable_jit():
             eager = np.asarray(explain(*args))
         difference = np.abs(compiled - eager).max() / np.abs(compiled).max()
-        residual = max(map(ledger.relative_residual, ledger.entries))
+        residual = max(map(ledger.relative_residual, ledger.rows))
         recognized = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         arrived = f"{ledger.relevance.sum() / ledger.score.sum():.0%}"
-        books = f"{'close' if ledger.closes else 'do NOT close'}, {residual:.0e}"
-        rows.append([name, network.framework, recognized, arrived, books, f"{difference:.0e}"])
+        balance = f"{'balanced' if ledger.balanced else 'NOT balanced'}, {residual:.0e}"
+        rows.append([name, network.framework, recognized, arrived, balance, f"{difference:.0e}"])
         print(f"JAX {jax.__version__}: {name}", file=sys.stderr)
     return rows
 
 
 def main(interpreters: list[str]) -> None:
-    """Measures here and in the other interpreters; writes the table."""
+    """Measures in this and the other interpreters, and writes the table."""
     found = {jax.__version__: measured()}
     for python in interpreters:
         run = subprocess.run([python, __file__, "--json"], check=True, stdout=subprocess.PIPE, text=True)
         found |= json.loads(run.stdout)
     columns = ["network", "written in", "recognized", "arrived"]
     for version in found:
-        columns += [f"books, JAX {version}", f"compiled = eager, JAX {version}"]
+        columns += [f"ledger, JAX {version}", f"compiled - eager, JAX {version}"]
     lines = [columns, ["---"] * len(columns)]
     for same in zip(*found.values(), strict=True):
         lines.append(same[0][:4] + [cell for row in same for cell in row[4:]])

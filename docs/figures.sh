@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Draws every picture of the documentation but benchmarks.png; from the repository's root. MNIST names a folder with its
-# four files; what is missing there is downloaded.
+# Draws all figures of the documentation except benchmarks.png. Run it from the root of the repository. MNIST is a
+# folder with the four original files; missing files are downloaded to it.
 set -euo pipefail
 
 lrp-jax explain examples/castle.jpg --out examples --overwrite

@@ -1,8 +1,8 @@
-"""A network of three dense layers with a sigmoid at its end, explained: relevance at every layer, and its books.
+"""A network of three dense layers with a sigmoid at its end, explained: relevance at every layer, and the ledger.
 
 python examples/tutorial_network.py [FILE.safetensors]
 
-Its weights are random, saved to the file and read back.
+The weights are random. They are saved to the file and read again.
 """
 
 import sys
@@ -36,19 +36,19 @@ def main(file: Path) -> None:
     params = weights.load(file)
     apply = lambda params, x: network.apply({"params": params}, x)
 
-    # The network returns probabilities; relevance starts from the logit before them, or from the probability itself.
+    # The network returns probabilities. Relevance starts from the logit before them, or from the probability itself.
     for name, output in (("logit", outputs.sigmoid_logit), ("probability", lambda p, target: p)):
         print(f"relevance of the {name}")
-        explain = lrp_jax.lrp(apply, composites.epsilon_plus(), output=output, layers=True, value=True)
-        probability, (relevance, at_layers) = explain(params, x, target=0)
-        for layer, R in at_layers.items():
+        explain = lrp_jax.lrp(apply, composites.epsilon_plus(), output=output, layers=True, logits=True)
+        relevance, layers, probability = explain(params, x, target=0)
+        for layer, R in layers.items():
             print(f"  {layer:12} {R.shape!s:8} sums {np.asarray(R.sum(-1)).round(4)}")
         print(f"  probabilities {np.asarray(probability[:, 0]).round(4)}")
-        print(f"  the first sample's inputs {np.asarray(relevance[0]).round(3)}\n")
+        print(f"  the inputs of the first sample {np.asarray(relevance[0]).round(3)}\n")
 
-    print("its books, by LRP-0")
-    books = lrp_jax.conservation(apply, [(kind("dense"), rules.Zero())], output=outputs.sigmoid_logit)
-    print(books(params, x, target=0))
+    print("the ledger of LRP-0")
+    conservation = lrp_jax.conservation(apply, [(kind("dense"), rules.Zero())], output=outputs.sigmoid_logit)
+    print(conservation(params, x, target=0))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Rebuilds vgg16_imagenette.safetensors: VGG-16's real convolutions, and three dense layers trained for ten classes.
+"""Builds vgg16_imagenette.safetensors: the published convolutions of VGG-16, and three dense layers for ten classes.
 
     python weights/train_vgg16_imagenette.py CONVOLUTIONS.npz IMAGENETTE DESTINATION.safetensors [--cache FOLDER]
 
-CONVOLUTIONS.npz holds torchvision's 13 convolutions as Conv_0..Conv_12/{kernel,bias} (HWIO, float32); IMAGENETTE is
-the folder with train/<wnid>/* and val/<wnid>/*. The convolutions are never trained: what they make of each photograph
-and its mirror image is computed once, and kept in the cache.
+CONVOLUTIONS.npz contains the 13 convolutions of torchvision as Conv_0..Conv_12/{kernel,bias} (HWIO, float32).
+IMAGENETTE is the folder with train/<wnid>/* and val/<wnid>/*. Only the dense layers are trained. The output of the
+convolutions for each image and its mirror image is computed once and stored in the cache.
 """
 
 import argparse
@@ -19,7 +19,8 @@ from flax import linen as nn
 from PIL import ImageOps
 from tqdm import tqdm, trange
 
-from lrp_jax import images, weights
+from lrp_jax import weights
+from lrp_jax.data import images
 from lrp_jax.models.vgg16_imagenette import MODEL
 
 SEED, EPOCHS, BATCH, RATE, DECAY, DROPOUT = 0, 12, 128, 1e-4, 1e-2, 0.5
@@ -27,7 +28,7 @@ CONVOLUTIONS = [f"conv{i}_{j}" for i, stage in enumerate(MODEL.network.stages, 1
 
 
 class Head(nn.Module):
-    """The network's dense layers, with dropout before the hidden ones while training."""
+    """The dense layers of the network. While training, dropout precedes each hidden layer."""
 
     @nn.compact
     def __call__(self, x, train):
@@ -38,7 +39,7 @@ class Head(nn.Module):
 
 
 def read_convolutions(path):
-    """The convolutions under the names of the paper, as the float16 that is shipped."""
+    """The convolutions under the layer names of the paper, in float16 as in the package."""
     with np.load(path) as arrays:
         return {
             name: {leaf: arrays[f"Conv_{i}/{leaf}"].astype(np.float16) for leaf in ("kernel", "bias")}
@@ -47,14 +48,14 @@ def read_convolutions(path):
 
 
 def pool5(convolutions):
-    """The function from images (N, 224, 224, 3) to the input of the first dense layer (N, 25088)."""
+    """Returns a function from images (N, 224, 224, 3) to the inputs of the first dense layer (N, 25088)."""
     convolutions = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), convolutions)
     network: Any = MODEL.network
     return jax.jit(lambda x: network.apply({"params": convolutions}, x, method="features").reshape(len(x), -1))
 
 
 def features(convolutions, folder, mirrored, file):
-    """float16 inputs of the first dense layer for all photographs of a folder, and their labels."""
+    """Inputs of the first dense layer in float16 for all images of a folder, and their labels."""
     wnids = [wnid for wnid, _ in MODEL.classes]
     found = [(path, label) for label, wnid in enumerate(wnids) for path in sorted((folder / wnid).iterdir())]
     if not file.exists():
@@ -69,7 +70,7 @@ def features(convolutions, folder, mirrored, file):
 
 
 def train(x, y):
-    """The head's params after AdamW on cross-entropy, with a rate that falls to zero along a cosine."""
+    """Trains the head with AdamW, cosine decay of the learning rate and cross-entropy; returns its params."""
     head, key = Head(), jax.random.key(SEED)
     params = head.init(key, jnp.zeros((1, x.shape[1])), train=False)
     steps = EPOCHS * (len(x) // BATCH)
@@ -89,22 +90,22 @@ def train(x, y):
     with tqdm(total=steps, desc="head") as progress:
         for epoch in range(EPOCHS):
             for batch in np.array_split(order.permutation(len(x)), len(x) // BATCH):
-                key, now = jax.random.split(key)
-                params, state, value = update(params, state, x[batch].astype(np.float32), y[batch], now)
+                key, step_key = jax.random.split(key)
+                params, state, value = update(params, state, x[batch].astype(np.float32), y[batch], step_key)
                 progress.set_postfix(epoch=epoch, loss=f"{value:.3f}", refresh=False)
                 progress.update()
     return jax.tree.map(lambda p: np.asarray(p, np.float16), params["params"])
 
 
 def accuracy(params, x, y):
-    """Share of photographs whose highest logit is the true class."""
+    """The fraction of images whose largest logit belongs to the true class."""
     params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
     logits: Any = Head().apply({"params": params}, x.astype(np.float32), train=False)
     return float((np.asarray(logits).argmax(-1) == y).mean())
 
 
 def main():
-    """Runs the script."""
+    """Computes features, trains the head, saves the weights and prints the accuracy."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("convolutions", type=Path)
     parser.add_argument("imagenette", type=Path)
@@ -112,15 +113,17 @@ def main():
     parser.add_argument("--cache", type=Path, default=Path("imagenette-features"))
     options = parser.parse_args()
     if options.destination.exists():
-        parser.error(f"{options.destination} exists; name another file, or move it away first")
+        parser.error(f"{options.destination} exists; choose another file, or move or delete it")
     convolutions = read_convolutions(options.convolutions)
     plain, labels = features(convolutions, options.imagenette / "train", False, options.cache / "train.npy")
     mirrored, _ = features(convolutions, options.imagenette / "train", True, options.cache / "train_mirrored.npy")
-    held_out, truth = features(convolutions, options.imagenette / "val", False, options.cache / "val.npy")
+    validation, truth = features(convolutions, options.imagenette / "val", False, options.cache / "val.npy")
     head = train(np.concatenate([plain, mirrored]), np.concatenate([labels, labels]))
-    share = accuracy(head, held_out, truth)
-    weights.save(options.destination, convolutions | head, {**MODEL.about, "accuracy": f"{share:.4f} of {len(truth)}"})
-    print(f"{options.destination}: {share:.2%} of {len(truth)} validation photographs")
+    fraction = accuracy(head, validation, truth)
+    weights.save(
+        options.destination, convolutions | head, {**MODEL.about, "accuracy": f"{fraction:.4f} of {len(truth)}"}
+    )
+    print(f"{options.destination}: {fraction:.2%} of {len(truth)} validation images")
 
 
 if __name__ == "__main__":
