@@ -58,6 +58,14 @@ def conservation(
         axes = _axes((batched,) if isinstance(batched, int) else batched, function.positions(len(args)), len(args))
         target, relevance = targets.check_call(target, relevance)
         examples = _check_examples(x, others, axes, target, relevance)
+        logits = jax.eval_shape(function, x, *others)
+        targets.check_examples(logits, x)
+        if logits.shape[:1] != (examples,):
+            raise ValueError(
+                f"the function returned logits of shape {logits.shape} for {examples} rows of the explained argument;"
+                " expected one row of logits for each. If all rows are one example, add an axis of examples:"
+                " lambda w, x: fn(w, x[0])[None], called with x[None]."
+            )
         try:
             found = of_examples(axes, x, others, target, relevance)
         except (TypeError, ValueError) as e:

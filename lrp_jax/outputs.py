@@ -102,7 +102,13 @@ def pairwise(other: int) -> Output:
 
 
 def several(*classes: int) -> Output:
-    """The logits of these classes, 0 elsewhere. The target has no effect."""
+    """The logits of these classes, 0 elsewhere. The target has no effect.
+
+    Raises:
+        TypeError: no class is given.
+    """
+    if not classes:
+        raise TypeError("outputs.several needs at least one class.")
 
     def output(logits: Float[Array, "*batch K"], target: Int[Array, "*batch"]) -> Float[Array, "*batch K"]:
         del target

@@ -34,8 +34,8 @@ def check_call(target: Any, relevance: Any) -> tuple[Any, Any]:
         raise TypeError("give either target or relevance, not both.")
     if relevance is not None and not hasattr(relevance, "dtype"):
         relevance = np.asarray(relevance)
-        if relevance.dtype.kind not in "fiu":
-            raise TypeError("relevance must be an array of numbers with the shape of the logits.")
+    if relevance is not None and not any(jnp.issubdtype(relevance.dtype, d) for d in (jnp.floating, jnp.integer)):
+        raise TypeError("relevance must be an array of real numbers with the shape of the logits.")
     if target is not None and not isinstance(target, jax.Array):
         target = np.asarray(target)
         if target.dtype.kind not in "iu":

@@ -168,3 +168,26 @@ def test_grad_cam_counts_the_axis_of_channels_from_the_start_too():
     x = RNG.normal(size=(1, 8, 8, 3))
     found = methods.grad_cam(fn, channel_axis=3)((kernel, top), x)
     np.testing.assert_array_equal(found, methods.grad_cam(fn)((kernel, top), x))
+
+
+BOOK = RNG.normal(size=(7, 4))
+STRAIGHT_THROUGH = {
+    "the nearest of several": lambda x: jnp.asarray(BOOK)[jnp.argmin(((x[:, None] - BOOK) ** 2).sum(-1), -1)],
+    "eight bits": lambda x: jnp.round(x * 16).astype(jnp.int8).astype(x.dtype) / 16,
+    "the largest": lambda x: jax.nn.one_hot(jnp.argmax(x, -1), 4, dtype=x.dtype),
+    "the two largest": lambda x: jnp.where(x >= jax.lax.top_k(x, 2)[0][:, 1:], x, 0.0),
+    "a loop": lambda x: jax.lax.while_loop(lambda v: jnp.abs(v).max() > 0.1, lambda v: v / 2, x),
+    "a branch": lambda x: jax.lax.cond(x.sum() > 0, jnp.sin, jnp.cos, x),
+}
+
+
+@pytest.mark.usefixtures("lenient")
+@pytest.mark.parametrize("estimate", STRAIGHT_THROUGH.values(), ids=STRAIGHT_THROUGH)
+def test_what_only_a_stop_gradient_reads_needs_no_rule(estimate):
+    fn = lambda x: x + jax.lax.stop_gradient(estimate(x) - x + 3.0)
+    z = fn(X)
+    found = lrp_jax.lrp(fn, rules.Zero())(X, relevance=z)
+    np.testing.assert_allclose(found, X, rtol=1e-9)
+    if estimate is not STRAIGHT_THROUGH["the two largest"]:  # the comparison decides, and has no relevance anyway
+        with pytest.raises(lrp_jax.UncoveredOpError):
+            lrp_jax.lrp(lambda x: x + estimate(x), rules.Zero())(X, relevance=z)

@@ -85,6 +85,8 @@ def _checked(entry: Any) -> tuple[Any, Rule]:
         raise TypeError(
             f"a selector is a name, kind(...), first(), last(), depth(...) or a function; got {selector!r}."
         )
+    if isinstance(selector, str) and not selector:
+        raise ValueError("a selector must not be an empty name; only steps that move values have no name.")
     for made in (kind, first, last, depth):
         if selector is made:
             raise TypeError(f"write {made.__name__}(...), with parentheses, to make a selector.")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from lrp_jax.core.graph import Graph
+from lrp_jax.core.graph import Graph, Op
 from lrp_jax.core.primitives import Trait
 from lrp_jax.recognize import Step
 from lrp_jax.rules.kinds import WEIGHTED, is_move, kind_of, suited
@@ -23,7 +23,8 @@ def check_graph(graph: Graph) -> None:
         UncoveredOpError: relevance has to pass an operation that cannot have a rule.
         ValueError: the output does not depend on the explained argument.
     """
-    for op in graph.ops:
+    passing = _passing(graph)
+    for op in passing:
         if op.course_depends_on_input and op.has(Trait.WHILE):
             raise UncoveredOpError(
                 f"LRP cannot pass the `while` at {op.line}, because its number of iterations is not known when it is"
@@ -36,8 +37,8 @@ def check_graph(graph: Graph) -> None:
                 " argument. Choose between values with jnp.where, or compute the predicate from"
                 " jax.lax.stop_gradient of the argument."
             )
-    needed = {graph.output, *(v for op in graph.ops for v in op.inputs)}
-    for op in graph.ops:
+    needed = {graph.output, *(v for op in passing for v in op.inputs)}
+    for op in passing:
         reached = any(v.reached for v in op.inputs) and not op.has(Trait.DECISION)
         if reached and any(v in needed and not v.reached for v in op.outputs):
             raise UncoveredOpError(
@@ -57,6 +58,16 @@ def check_graph(graph: Graph) -> None:
             "the output does not depend on the explained argument, so it has no relevance; check argnums, and whether "
             "the function uses stop_gradient."
         )
+
+
+def _passing(graph: Graph) -> list[Op]:
+    """The operations from which the output can be reached without a `stop_gradient`, in order."""
+    needed, passing = {graph.output}, []
+    for op in reversed(graph.ops):
+        if not needed.isdisjoint(op.outputs) and op.name != "stop_gradient":
+            needed.update(op.inputs)
+            passing.append(op)
+    return passing[::-1]
 
 
 _HINTS = {

@@ -27,7 +27,7 @@ from lrp_jax.rules.four_steps import (
     square,
     without_bias,
 )
-from lrp_jax.rules.stabilizer import Stabilize, check_not_negative
+from lrp_jax.rules.stabilizer import Stabilize, check_number
 
 Bias = Literal["absorb", "keep", "ignore", "share"]
 """What a rule does with the bias of a layer."""
@@ -55,7 +55,7 @@ class LinearRule(Rule):
     fills: ClassVar[bool] = False
 
     def __post_init__(self):
-        check_not_negative(f"{type(self).__name__} eps", self.eps)
+        check_number(f"{type(self).__name__} eps", self.eps)
         if self.bias not in ("absorb", "keep", "ignore", "share"):
             name = type(self).__name__
             raise ValueError(f"{name} bias {self.bias!r}: expected 'absorb', 'keep', 'ignore' or 'share'.")
@@ -139,7 +139,7 @@ class Gamma(LinearRule):
 
     def __post_init__(self):
         super().__post_init__()
-        check_not_negative("Gamma gamma", self.gamma)
+        check_number("Gamma gamma", self.gamma)
 
     def __call__(self, layer, a, params, R):
         favour = mapped(lambda p, favoured: p + self.gamma * favoured)
@@ -190,7 +190,9 @@ class AlphaBeta(LinearRule):
 
     def __post_init__(self):
         super().__post_init__()
-        if self._known and (abs(self.alpha - self.beta - 1) > 1e-9 or self.beta < 0):
+        check_number("AlphaBeta alpha", self.alpha)
+        check_number("AlphaBeta beta", self.beta)
+        if self._known and abs(self.alpha - self.beta - 1) > 1e-6:
             raise ValueError(
                 f"alpha - beta must be 1, and beta must not be negative; got alpha={self.alpha}, beta={self.beta}."
             )
@@ -222,7 +224,7 @@ class AlphaBeta(LinearRule):
     @property
     def _known(self) -> bool:
         """Whether the factors are numbers, not traced arrays."""
-        return isinstance(self.alpha, int | float) and isinstance(self.beta, int | float)
+        return not (isinstance(self.alpha, jax.Array) or isinstance(self.beta, jax.Array))
 
     def _shares(self, layer, excite, inhibit, R):
         """The relevance of each sign: alpha R and -beta R; or R and 0, if one sign has no contributions."""
@@ -272,6 +274,8 @@ class ZBox(LinearRule):
         if isinstance(self.low, Tracer) or isinstance(self.high, Tracer):
             return
         low, high = np.asarray(self.low, np.float64), np.asarray(self.high, np.float64)
+        if not (np.all(np.isfinite(low)) and np.all(np.isfinite(high))):
+            raise ValueError(f"ZBox low and high must be finite; got {self.low} and {self.high}.")
         try:
             ordered = np.all(low <= high)
         except ValueError:

@@ -45,7 +45,7 @@ class Stabilizer:
     def __post_init__(self):
         if self.mode not in ("signed", "unsigned", "clip", "at_zero"):
             raise ValueError(f"Stabilizer mode {self.mode!r}: expected 'signed', 'unsigned', 'clip' or 'at_zero'.")
-        check_not_negative("Stabilizer eps", self.eps)
+        check_number("Stabilizer eps", self.eps)
         if self.norm not in (None, "sample", "tensor"):
             raise ValueError(f"Stabilizer norm {self.norm!r}: expected None, 'sample' or 'tensor'.")
 
@@ -68,9 +68,16 @@ class Stabilizer:
         return jnp.where(z == 0, eps, z)
 
 
-def check_not_negative(name: str, value: Any) -> None:
-    """Raises ValueError if a number is negative."""
-    if isinstance(value, int | float) and value < 0:
+def check_number(name: str, value: Any) -> None:
+    """Raises if a parameter is not a finite number that is 0 or more. Functions and JAX arrays are not checked."""
+    if callable(value) or isinstance(value, jax.Array):
+        return
+    number = np.asarray(value)
+    if number.dtype.kind not in "fiu":
+        raise TypeError(f"{name} must be a number; got {value!r}.")
+    if not np.all(np.isfinite(number)):
+        raise ValueError(f"{name} must be finite; got {value}.")
+    if np.any(number < 0):
         raise ValueError(f"{name} must not be negative; got {value}.")
 
 
