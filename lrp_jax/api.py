@@ -13,6 +13,7 @@ from lrp_jax import outputs, targets
 from lrp_jax.composites import Composite, as_composite
 from lrp_jax.core import compat
 from lrp_jax.core.function import Argnums, Function, Select
+from lrp_jax.core.static import Static
 from lrp_jax.core.trace import trace
 from lrp_jax.execute import run
 from lrp_jax.lowering import prepare
@@ -194,7 +195,7 @@ class Explainer(Generic[Result]):
         return f"lrp({_name(function.fn)}, [{rules}]{''.join(shown)})"
 
     @functools.cached_property
-    def _compiled(self) -> Callable[..., tuple[Result, "Static"]]:
+    def _compiled(self) -> Callable[..., tuple[Result, Static]]:
         def explain(x, others, target, relevance):
             return self._explain(_planned(self, x, others), x, others, target, relevance)
 
@@ -217,7 +218,7 @@ class Explainer(Generic[Result]):
 
         return halves
 
-    def _explain(self, plan: Plan, x: Any, others: Any, target: Any, relevance: Any) -> tuple[Any, "Static"]:
+    def _explain(self, plan: Plan, x: Any, others: Any, target: Any, relevance: Any) -> tuple[Any, Static]:
         """The result of a call, and the shape of the logits."""
         checks.warn_of_batch_statistics(plan.graph, plan.steps)
         reported = [(s.name, s.inputs[0].aval) for s in plan.steps if self.layers and s.is_reported]
@@ -253,14 +254,6 @@ def _rounds_well(plan: Plan) -> bool:
 
 def _name(value: Any) -> str:
     return getattr(value, "__qualname__", None) or repr(value)
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class Static:
-    """A value that is known during tracing. A compiled function can return it together with its arrays."""
-
-    value: Any
 
 
 @jax.tree_util.register_dataclass

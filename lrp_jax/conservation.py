@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrp_jax import outputs, targets
-from lrp_jax.api import Static
 from lrp_jax.composites import Composite, as_composite
 from lrp_jax.core import compat
 from lrp_jax.core.function import Argnums, Function, Select
+from lrp_jax.core.static import Static
 from lrp_jax.core.trace import trace
 from lrp_jax.execute import apply_rule, run
 from lrp_jax.ledger import LOSSES, TERMS, Ledger, Row
@@ -58,14 +58,6 @@ def conservation(
         axes = _axes((batched,) if isinstance(batched, int) else batched, function.positions(len(args)), len(args))
         target, relevance = targets.check_call(target, relevance)
         examples = _check_examples(x, others, axes, target, relevance)
-        logits = jax.eval_shape(function, x, *others)
-        targets.check_examples(logits, x)
-        if logits.shape[:1] != (examples,):
-            raise ValueError(
-                f"the function returned logits of shape {logits.shape} for {examples} rows of the explained argument;"
-                " expected one row of logits for each. If all rows are one example, add an axis of examples:"
-                " lambda w, x: fn(w, x[0])[None], called with x[None]."
-            )
         try:
             found = of_examples(axes, x, others, target, relevance)
         except (TypeError, ValueError) as e:
@@ -97,6 +89,7 @@ def _of_examples(
     relevance: Any,
 ) -> tuple[jax.Array, list[jax.Array], Static]:
     """The sums and the rows of each example, and what `_of_one` knows of the plan."""
+    _check_logits_of_all(jax.eval_shape(function, x, *others), x)
     same_target = target is not None and target.ndim == 0
 
     def of_one(x, others, target, relevance):
@@ -164,6 +157,18 @@ def _check_examples(x: Any, others: Any, axes: Any, target: Any, relevance: Any)
         if given is not None and np.ndim(given) and np.shape(given)[0] != examples:
             raise ValueError(f"{name} has shape {np.shape(given)}; expected one for each of {examples} examples.")
     return examples
+
+
+def _check_logits_of_all(logits: jax.ShapeDtypeStruct, x: Any) -> None:
+    """Raises ValueError if the function does not return one row of logits for each row of the explained argument."""
+    targets.check_examples(logits, x)
+    examples = len(jax.tree.leaves(x)[0])
+    if logits.shape[:1] != (examples,):
+        raise ValueError(
+            f"the function returned logits of shape {logits.shape} for {examples} rows of the explained argument;"
+            " expected one row of logits for each. If all rows are one example, add an axis of examples:"
+            " lambda w, x: fn(w, x[0])[None], called with x[None]."
+        )
 
 
 def _axes(batched: Sequence[int], explained: Sequence[int], count: int) -> tuple[int | None, ...]:

@@ -31,9 +31,7 @@ def custom_rule(rule: Any = None, *, name: str | None = None) -> Callable[[Calla
     Raises:
         TypeError: `rule` is not a rule, or the decorator is used without parentheses.
     """
-    if rule is not None and (not callable(rule) or isinstance(rule, type)):
-        raise TypeError(f"custom_rule expects a rule, a callable (layer, a, params, R) -> R_in; got {rule!r}.")
-    rule = None if rule is None else as_rule(rule)
+    rule = None if rule is None else as_rule(rule, "custom_rule expects a rule,")
 
     def decorate(fn, *others):
         if others or not callable(fn):

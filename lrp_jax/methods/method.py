@@ -6,8 +6,8 @@ from typing import Any
 import jax
 
 from lrp_jax import outputs, targets
-from lrp_jax.api import Static
 from lrp_jax.core.function import Argnums, Function, Select
+from lrp_jax.core.static import Static
 
 Score = Callable[[Any], jax.Array]
 """From the explained argument to the logit of the target for each example, shape (...)."""

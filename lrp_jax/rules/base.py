@@ -98,8 +98,8 @@ class CallableRule(Rule):
         return str(self.function) if own else kind.__name__
 
 
-def as_rule(rule: Any) -> Rule:
-    """The rule itself, or a `CallableRule` of any other callable.
+def as_rule(rule: Any, expected: str = "a rule is") -> Rule:
+    """The rule itself, or a `CallableRule` of any other callable. `expected` is the start of the error message.
 
     Raises:
         TypeError: the argument is not a callable, or it is a class.
@@ -108,7 +108,7 @@ def as_rule(rule: Any) -> Rule:
         return rule
     if not callable(rule) or isinstance(rule, type):
         hint = f"; write {rule.__name__}()" if isinstance(rule, type) else ""
-        raise TypeError(f"a rule is a callable (layer, a, params, R) -> R_in; got {rule!r}{hint}.")
+        raise TypeError(f"{expected} a callable (layer, a, params, R) -> R_in; got {rule!r}{hint}.")
     return CallableRule(rule)
 
 

@@ -90,5 +90,6 @@ def suited(rule: Rule) -> list[str]:
 
 def table() -> str:
     """The table in Markdown."""
-    rows = [f"| `{kind.name}` | {kind.about} | {f'`{kind.rule}`' if kind.rule else '-'} |" for kind in KINDS.values()]
+    others = {CUSTOM: "its own, if it has one", **dict.fromkeys(WEIGHTED, "none: the composite must give one")}
+    rows = [f"| `{name}` | {kind.about} | {others.get(name, f'`{kind.rule}`')} |" for name, kind in KINDS.items()]
     return "\n".join(["| kind | what it is | rule without a composite |", "|---|---|---|", *rows])
