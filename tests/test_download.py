@@ -4,12 +4,16 @@ import errno
 import hashlib
 import http.server
 import multiprocessing
+import os
+import resource
 import shutil
 import threading
+import time
 from collections import Counter
 
 import numpy as np
 import pytest
+from raw_server import FAULTS, SLOW_OR_ENDLESS, serving
 
 from lrp_jax.weights import Remote, WeightsError, _download, download
 
@@ -204,3 +208,35 @@ def test_two_processes_download_the_file_once(server, tmp_path):
     assert paths == [tmp_path / "net-1234.pth"] * 2
     assert paths[0].read_bytes() == CONTENT
     assert server.requests.total() == 1
+
+
+def remote_at(port):
+    return Remote(f"http://127.0.0.1:{port}/net.pth", f"sha256:{hashlib.sha256(CONTENT).hexdigest()}")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # sockets that urllib leaves open
+@pytest.mark.parametrize("answer", FAULTS.values(), ids=FAULTS)
+def test_faulty_answers_are_one_clear_error(answer, tmp_path):
+    with serving(answer) as port, pytest.raises(WeightsError, match=r"net\.pth: ") as error:
+        download(remote_at(port), tmp_path)
+    assert len(str(error.value)) < 1000
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "net.pth").exists()
+
+
+@pytest.mark.parametrize("fault", SLOW_OR_ENDLESS.values(), ids=SLOW_OR_ENDLESS)
+def test_slow_and_endless_answers_end(fault, tmp_path, monkeypatch):
+    monkeypatch.setattr(_download, "_TIMEOUT", 0.3)
+    monkeypatch.setattr(_download, "_TOTAL", 1.0)
+    monkeypatch.setattr(_download, "_MAX_BYTES", 10**8)
+    start, memory = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with serving(**fault) as port, pytest.raises(WeightsError, match=r"cannot be fetched|not have the published"):
+        download(remote_at(port), tmp_path)
+    assert time.monotonic() - start < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 200_000
+
+
+def test_a_file_that_is_not_regular_is_not_read_for_its_digest(tmp_path):
+    os.mkfifo(tmp_path / "net.pth")
+    with pytest.raises(WeightsError, match="a pipe or a device"):
+        download(Remote("http://127.0.0.1:9/net.pth", "sha256:00"), tmp_path)

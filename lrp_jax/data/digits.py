@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from lrp_jax.guard import reading
 from lrp_jax.weights import Remote, WeightsError, download
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ class Digits(NamedTuple):
 def shipped() -> Digits:
     """The digits included in the package: the first 500 of the test part."""
     paths = [folder / "mnist_test_500.npz" for folder in _INCLUDED]
-    with np.load(next((path for path in paths if path.exists()), paths[0])) as arrays:
+    path = next((path for path in paths if path.exists()), paths[0])
+    with reading(path, "damaged file of the package", WeightsError, end="."), np.load(path) as arrays:
         return _scaled(arrays["images"], arrays["labels"])
 
 
@@ -69,6 +71,8 @@ def read(folder: str | Path, part: str = "test") -> Digits:
             f"{folder}: the images have shape {images.shape} and the labels {labels.shape}; "
             "MNIST has (N, 28, 28) and (N,)."
         )
+    if labels.size and labels.max() > 9:
+        raise WeightsError(f"{folder}: the labels reach {labels.max()}; expected 0 to 9.")
     return _scaled(images, labels)
 
 
@@ -94,15 +98,21 @@ def _scaled(images: UInt8[np.ndarray, "N 28 28"], labels: UInt8[np.ndarray, " N"
 
 def _read_idx(path: Path) -> UInt8[np.ndarray, "*shape"]:
     """An array in the IDX format: two zero bytes, data type, number of axes, their lengths, the values."""
-    try:
-        with gzip.open(path) as file:
-            data = file.read()
-        zeros, kind, axes = struct.unpack(">HBB", data[:4])
-        shape = struct.unpack(f">{axes}I", data[4 : 4 + 4 * axes])
-        if (zeros, kind) != (0, 8):
-            raise ValueError("not an array of unsigned bytes")
-        return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file; expected a file of MNIST.") from None
-    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
-        raise WeightsError(f"{path}: not a readable file of MNIST ({error}).") from None
+    problem = "not a readable file of MNIST"
+    with (
+        reading(path, problem, WeightsError, missing="no such file; expected a file of MNIST", end="."),
+        gzip.open(path) as file,
+    ):
+        zeros, kind, axes = struct.unpack(">HBB", file.read(4))
+        if (zeros, kind) != (0, 8) or axes > 3:
+            raise ValueError("not an array of unsigned bytes with at most three axes")
+        shape = struct.unpack(f">{axes}I", file.read(4 * axes))
+        if (size := math.prod(shape)) > _MAX_BYTES:
+            raise ValueError(f"it has {axes} axes and {size:.3g} values; MNIST has at most 60,000 digits")
+        data = file.read(size + 1)  # not more than stated: a small file can expand to any length
+        if len(data) != size:
+            raise ValueError(f"its shape is {shape}, but it has another number of values")
+        return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+_MAX_BYTES = 60_000 * 28 * 28

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
+
+from lrp_jax.core.numbers import check_count, check_number
+from lrp_jax.data import decoding
+from lrp_jax.guard import reading
 
 if TYPE_CHECKING:
-    from jaxtyping import Float32, Shaped
+    from jaxtyping import Float32
 
 MAX_PIXELS = 16_000_000
 """Largest number of pixels of the input image of a network."""
@@ -34,7 +37,7 @@ class Preprocessing:
         multiple: the sides of larger inputs are multiples of this number. The network halves the sides several times.
 
     Raises:
-        ValueError: `crop` is not between 1 and `resize`.
+        TypeError, ValueError: `crop` is not between 1 and `resize`, or a number is not of its kind.
     """
 
     resize: int = 256
@@ -46,6 +49,12 @@ class Preprocessing:
     multiple: int = 32
 
     def __post_init__(self):
+        for name in ("resize", "crop", "multiple"):
+            check_count(name, getattr(self, name))
+        check_number("mean", self.mean, negative=True)
+        check_number("std", self.std)
+        if len(self.mean) != len(self.std) or not all(self.std):
+            raise ValueError(f"mean {self.mean} and std {self.std}: expected equally many numbers, std above 0.")
         if not 0 < self.crop <= self.resize:
             raise ValueError(f"crop {self.crop} must be at least 1 and at most resize {self.resize}.")
 
@@ -114,10 +123,9 @@ class Preprocessing:
 
 
 def read(path: str | Path) -> Image.Image:
-    """Reads an image file of any format that Pillow supports.
+    """Reads the first image of a file. `decoding` states which formats are read, and what their values mean.
 
-    EXIF rotation is applied. Transparent pixels are blended with white. Grey and CMYK become RGB. Grey values with more
-    than 8 bits are scaled to 8 bits.
+    EXIF rotation is applied. Transparent pixels are blended with white. The result has 8 bits for each channel.
 
     Args:
         path: the file.
@@ -128,43 +136,9 @@ def read(path: str | Path) -> Image.Image:
     Raises:
         ImageError: the file is missing, unreadable, not an image, damaged, or too large to decode safely.
     """
-    path = Path(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return _rgb(ImageOps.exif_transpose(image))
-    except FileNotFoundError:
-        raise ImageError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise ImageError(f"{path}: is a folder; pass the images in it, for example {path}/*.jpg") from None
-    except PermissionError:
-        raise ImageError(f"{path}: cannot be read (permission denied)") from None
-    except UnidentifiedImageError:
-        raise ImageError(f"{path}: not an image that Pillow can read") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        limit = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
-        raise ImageError(f"{path}: more than {limit:.0f} million pixels; scale the image down first") from None
-    except ImageError as error:
-        raise ImageError(f"{path}: {error}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:  # raised by Pillow's decoders
-        raise ImageError(f"{path}: damaged image ({error})") from None
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as RGB."""
-    if image.mode == "F" or image.mode.startswith("I"):
-        return _eight_bit(np.asarray(image)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _eight_bit(grey: Shaped[np.ndarray, "H W"]) -> Image.Image:
-    """Grey values scaled to 8 bits: floats in [0, 1], or integers in the range of 8 or 16 bits."""
-    low, high = float(grey.min()), float(grey.max())
-    full = 1.0 if grey.dtype.kind == "f" else 255.0 if grey.dtype.itemsize > 2 and high <= 255 else 65535.0
-    if not (low >= 0 and high <= full):
-        raise ImageError(f"grey values range from {low:g} to {high:g}; expected 0 to {full:g}; scale them first")
-    return Image.fromarray(np.round(grey * (255 / full)).astype(np.uint8))
+    folder = f"is a folder; pass the images in it, for example {path}/*.jpg"
+    with reading(path, "damaged image", ImageError, folder=folder):
+        try:
+            return decoding.decode(path)
+        except decoding.UndecodableError as error:
+            raise ImageError(f"{path}: {error}") from None

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from lrp_jax.spelling import did_you_mean
+
 if TYPE_CHECKING:
     from jaxtyping import Float32, Int32
 
@@ -42,7 +44,9 @@ def load(name: str, seed: int = 0) -> Table:
         TableError: the data set is unknown, or scikit-learn is not installed.
     """
     if name not in DATA_SETS:
-        raise TableError(f"no data set {name!r}; expected one of {', '.join(DATA_SETS)}.")
+        raise TableError(
+            f"no data set {name!r}; expected one of {', '.join(DATA_SETS)}.{did_you_mean(name, DATA_SETS)}"
+        )
     try:
         from sklearn import datasets
     except ImportError:

@@ -10,8 +10,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from lrp_jax.files import writing
 from lrp_jax.weights._download import Remote, download
-from lrp_jax.weights._files import WeightsError, is_finite, is_floating, read
+from lrp_jax.weights._files import WeightsError, is_finite, is_floating, read, reading_weights
 from lrp_jax.weights._layouts import FLAX, TORCH, TORCH_KERNELS, Layout, Shapes, arrange
 
 __all__ = [
@@ -73,17 +74,11 @@ def save(path: str | Path, params: Mapping[str, Any], about: Mapping[str, str] |
     Raises:
         OSError: the file cannot be written. An existing file stays unchanged.
     """
-    part = Path(f"{path}.{os.getpid()}.part")
     try:
-        part.touch()
-        mode = part.stat().st_mode  # the user's default permissions; save_file makes the file private
-        save_file(dict(_flatten(params)), part, metadata=dict(about or {}))
-        part.chmod(mode)
-        part.replace(path)
+        with writing(path) as (part,):
+            save_file(dict(_flatten(params)), part, metadata=dict(about or {}))
     except SafetensorError as error:  # for example a full disk
         raise OSError(str(error)) from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def about(path: str | Path) -> dict[str, str]:
@@ -92,13 +87,11 @@ def about(path: str | Path) -> dict[str, str]:
     Raises:
         WeightsError: the file is missing, damaged or not a safetensors file.
     """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return file.metadata() or {}
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file of weights.") from None
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path}: not a readable safetensors file ({error}).") from None
+    with (
+        reading_weights(path, "safetensors file"),
+        safe_open(path, framework="numpy") as file,
+    ):
+        return file.metadata() or {}
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = ""):

@@ -1,25 +1,24 @@
 """Downloads published files. Resumes interrupted downloads and checks the digest of each file."""
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
 import shutil
 import time
-import urllib.error
-import urllib.request
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 from tqdm import tqdm
 
-from lrp_jax.weights._files import WeightsError
+from lrp_jax.weights._files import WeightsError, reading_weights
+from lrp_jax.weights._transfer import TransferError, request
 
-_CHUNK = 2**20
 _TIMEOUT = 30.0  # seconds without data
+_TOTAL = 3600.0  # seconds for all attempts of one call
+_MAX_BYTES = 4 * 2**30
 _ATTEMPTS = 5
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EROFS}
 _WAIT = 1.0  # seconds before the second attempt; doubles before each further attempt
 
 
@@ -63,7 +62,7 @@ def download(remote: Remote, folder: str | Path) -> Path:
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{path}.lock"):
+            with FileLock(f"{path}.lock", timeout=_TOTAL):
                 if not path.exists():  # another process may have downloaded it meanwhile
                     _download_with_retries(remote, part)
                     if not _has_digest(remote, part):
@@ -85,24 +84,22 @@ def download(remote: Remote, folder: str | Path) -> Path:
 def _has_digest(remote: Remote, path: Path) -> bool:
     """Whether the file has the published digest."""
     algorithm, _, published = remote.digest.partition(":")
-    with open(path, "rb") as file:
+    with reading_weights(path, "file"), open(path, "rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest().startswith(published)
 
 
 def _download_with_retries(remote: Remote, part: Path) -> None:
     """Downloads the rest of the file and retries after network errors."""
     reason: Any = None
+    deadline = time.monotonic() + _TOTAL
     for attempt in range(_ATTEMPTS):
         if attempt:
             time.sleep(_WAIT * 2 ** (attempt - 1))
         try:
-            return _append_rest(remote, part)
-        except (OSError, HTTPException) as error:
-            if getattr(error, "errno", None) in _DISK_ERRORS:
-                raise
-            refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
-            reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
-            if refused:
+            return _append_rest(remote, part, deadline)
+        except TransferError as error:
+            reason = error
+            if (error.status or 500) < 500 or time.monotonic() > deadline:
                 break
     raise WeightsError(
         f"{remote.url}: cannot be fetched ({reason}). Call again to continue the download, or download the file "
@@ -110,38 +107,35 @@ def _download_with_retries(remote: Remote, part: Path) -> None:
     )
 
 
-def _append_rest(remote: Remote, part: Path) -> None:
+def _append_rest(remote: Remote, part: Path, deadline: float) -> None:
     """Requests the missing bytes and appends them to the partial file."""
     start = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(remote.url, headers={"Range": f"bytes={start}-", "User-Agent": "lrp_jax"})
     try:
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 416 and start:  # no bytes are missing; the digest is checked later
+        response = request(remote.url, start, _TIMEOUT, deadline)
+    except TransferError as error:
+        if error.status == 416 and start:  # no bytes are missing; the digest is checked later
             return
         raise
-    with response:
-        if response.status != 206:  # the server ignores ranges and sends the whole file
-            start = 0
-        length = response.headers["Content-Length"]
-        total = None if length is None else start + int(length)
-        if total is not None and shutil.disk_usage(part.parent).free < total - start:
-            raise OSError(errno.ENOSPC, "no space left")
-        with (
-            open(part, "ab" if start else "wb") as file,
-            tqdm(
-                desc=remote.filename,
-                initial=start,
-                total=total,
-                unit="B",
-                unit_scale=True,
-                unit_divisor=1024,
-                disable=None,
-            ) as progress,
-        ):
-            while chunk := response.read(_CHUNK):
-                file.write(chunk)
-                progress.update(len(chunk))
-            if total is not None and file.tell() < total:
-                raise ConnectionError("the connection was interrupted")
+    start, total = response.start, response.total
+    if (total or 0) > _MAX_BYTES:
+        raise TransferError(f"the server announces {total} bytes", 400)
+    if total is not None and shutil.disk_usage(part.parent).free < total - start:
+        raise OSError(errno.ENOSPC, "no space left")
+    with (
+        contextlib.closing(response.chunks) as chunks,
+        open(part, "ab" if start else "wb") as file,
+        tqdm(
+            desc=remote.filename,
+            initial=start,
+            total=total,
+            unit="B",
+            unit_scale=True,
+            unit_divisor=1024,
+            disable=None,
+        ) as progress,
+    ):
+        for chunk in chunks:
+            file.write(chunk)
+            progress.update(len(chunk))
+            if file.tell() > _MAX_BYTES:
+                raise TransferError(f"the server sends more than {_MAX_BYTES} bytes", 400)

@@ -9,6 +9,7 @@ import numpy as np
 from einops import rearrange
 
 from lrp_jax.weights._files import WeightsError, is_floating
+from lrp_jax.weights._names import without_wrappers
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -89,7 +90,7 @@ def arrange(
         tensors: tensors by their names in the file.
         shapes: shapes of the tensors that the network needs, by key path.
         layouts: layouts that the file may have, in addition to that of this project. The layout with the most matching
-            names is used.
+            names is used. Names of wrappers (`module.`, `_orig_mod.`, `model.`, `net.`) are removed if then more match.
         source: path of the file, for error messages.
         without: names of layers to leave out. The file may lack them.
 
@@ -100,7 +101,10 @@ def arrange(
         WeightsError: a tensor is missing, unknown, has the wrong shape or is not floating-point.
     """
     candidates = [(layout, {layout.name(key): key for key in shapes}) for layout in (Layout(), *layouts)]
-    layout, keys = max(candidates, key=lambda candidate: len(candidate[1].keys() & tensors.keys()))
+    layout, keys, tensors = max(
+        ((layout, keys, named) for named in _with_and_without_wrappers(tensors) for layout, keys in candidates),
+        key=lambda candidate: len(candidate[1].keys() & candidate[2].keys()),
+    )
     if not keys.keys() & tensors.keys():
         expected = " or ".join(repr(next(iter(keys))) for _, keys in candidates)
         found = ", ".join(map(repr, list(tensors)[:3])) or "nothing"
@@ -120,6 +124,14 @@ def arrange(
         if name not in keys and not re.fullmatch(layout.ignored, name):
             raise WeightsError(f"{source}: weights of another network; its tensor {name!r} is unknown to this one.")
     return arranged
+
+
+def _with_and_without_wrappers(tensors: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
+    """The tensors with the names in the file, and without the names of wrappers."""
+    try:
+        return [tensors, without_wrappers(tensors)]
+    except ValueError:  # not names of one wrapped network
+        return [tensors]
 
 
 def _check(tensor: np.ndarray, name: str, expected: tuple[int, ...], source: str | Path) -> None:

@@ -1,44 +1,48 @@
 """Reads PyTorch files without PyTorch and without executing code from them."""
 
-import io
-import math
-import pickle
+import pickletools
 import zipfile
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
-from lrp_jax.weights._mapped import map_file, map_members
+from lrp_jax.weights._mapped import DTYPES, Tensor, map_file, map_members, mapped_tensor
+from lrp_jax.weights._names import without_wrappers
 
 
-def read(path: str | Path) -> dict[str, np.ndarray]:
+def read(path: str | Path) -> dict[str, Tensor]:
     """Reads the tensors of a state dict by name: a zip archive, or a series of pickles (PyTorch before 1.6).
 
     Raises:
         Exception: of any type; a damaged file can cause any error.
     """
-    with open(path, "rb") as file:
-        data = map_file(path)
-        state, storages = (_read_zip if data[:2] == b"PK" else _read_pickles)(file, data)
-    return {name: tensor.array(storages) for name, tensor in state.items()}
+    data = map_file(path)
+    state, storages = (_read_zip if data[:2] == b"PK" else _read_pickles)(data)
+    return {name: tensor.in_storages(storages) for name, tensor in state.items()}
 
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _STORAGES = {
-    "DoubleStorage": "<f8", "FloatStorage": "<f4", "HalfStorage": "<f2", "LongStorage": "<i8", "IntStorage": "<i4",
-    "ShortStorage": "<i2", "CharStorage": "<i1", "ByteStorage": "<u1", "BoolStorage": "?",
-    "BFloat16Storage": ml_dtypes.bfloat16.__name__,
+    "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
+    "ByteStorage": "uint8", "BoolStorage": "bool",
 }  # fmt: skip
+_REBUILD = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")  # the first was used until 2018
+_PARAMETER, _DICT = "torch._utils._rebuild_parameter", "collections.OrderedDict"
+
+
+class _Name(NamedTuple):
+    """A name of Python in the pickle. It is never looked up."""
+
+    text: str
 
 
 class _Storage(NamedTuple):
     """A buffer of values that tensors share."""
 
-    dtype: str
+    dtype: np.dtype
     key: str
     size: int
 
@@ -51,83 +55,182 @@ class _Tensor(NamedTuple):
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
-    def array(self, storages: Mapping[str, memoryview]) -> np.ndarray:
-        """The tensor as a read-only view of its storage."""
+    def in_storages(self, storages: Mapping[str, memoryview]) -> Tensor:
+        """The tensor as a view of its storage."""
         dtype, key, size = self.storage
-        flat = np.frombuffer(storages.get(key, memoryview(b"")), dtype)
-        last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
-        if flat.size != size or min(self.offset, *self.shape, *self.strides, 0) < 0:
+        data = storages.get(key, memoryview(b""))
+        if len(data) != size * dtype.itemsize or min(self.offset, *self.shape, *self.strides, 0) < 0:
             raise ValueError(f"storage {key} is incomplete")
-        if (count := math.prod(self.shape)) > size or (count and last >= size):
-            raise ValueError(f"a tensor exceeds storage {key}")
-        strides = [s * flat.itemsize for s in self.strides]
-        return np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides, writeable=False)
+        try:
+            return mapped_tensor(data, dtype, self.shape, self.offset * dtype.itemsize, self.strides)
+        except ValueError:
+            raise ValueError(f"a tensor exceeds storage {key}") from None
 
 
-class _Unpickler(pickle.Unpickler):
-    """Allows tensors, storages and ordered dicts. Refuses every other name, so no code from the file is called."""
+class _Unpickler:
+    """Interprets the part of the pickle format that state dicts use.
 
-    def __init__(self, file):
-        super().__init__(file)
+    Values are numbers, texts, tuples, lists, dicts, storages and tensors. Nothing is imported or called, so a pickle
+    cannot execute code, and it cannot reach an object of this process.
+    """
+
+    def __init__(self, file: Any):
+        """`file` is at the start of the pickle, and afterwards at its end."""
+        self.file = file
         self.storages: dict[str, _Storage] = {}
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
 
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
-        match module, name:
-            case "torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2":  # the first name was used until 2018
-                return self.rebuild
-            case "torch._utils", "_rebuild_parameter":
-                return self.parameter
-            case "collections", "OrderedDict":
-                return OrderedDict
-        raise ValueError(f"it refers to {module}.{name}, which weights do not need; no code was executed")
+    def load(self) -> Any:
+        """The value of the pickle."""
+        for opcode, argument, _ in pickletools.genops(self.file):
+            if opcode.name in _PLAIN:
+                self.stack.append(argument)
+            elif opcode.name in _EMPTY:
+                self.stack.append(_EMPTY[opcode.name]())
+            elif opcode.name in _PUT:
+                self.memo[len(self.memo) if argument is None else argument] = self.stack[-1]
+            elif opcode.name in _GET and argument is not None:
+                self.stack.append(self.memo[argument])
+            elif opcode.name == "STOP":
+                return self.stack.pop()
+            elif opcode.name not in ("PROTO", "FRAME"):
+                self.step(opcode.name, argument)
 
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, dtype, key, _, size, *view = pid
-        if kind != "storage" or dtype not in _STORAGES.values() or any(view):
+    def step(self, opcode: str, argument: Any) -> None:
+        """Executes an opcode that combines values."""
+        stack = self.stack
+        match opcode:
+            case "MARK":
+                self.marks.append(len(stack))
+            case "TUPLE" | "LIST" | "DICT":
+                values = self.since_mark()
+                stack.append(tuple(values) if opcode == "TUPLE" else [] if opcode == "LIST" else {})
+                self.extend(stack[-1], values if opcode != "TUPLE" else [])
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                count = int(opcode[-1])
+                values = tuple(stack[-count:])
+                del stack[-count:]
+                stack.append(values)
+            case "APPENDS" | "SETITEMS":
+                values = self.since_mark()
+                self.extend(stack[-1], values)
+            case "APPEND":
+                self.extend(stack[-2], [stack.pop()])
+            case "SETITEM":
+                value, key = stack.pop(), stack.pop()
+                self.extend(stack[-1], [key, value])
+            case "GLOBAL":
+                stack.append(_Name(argument.replace(" ", ".")))
+            case "STACK_GLOBAL":
+                name, module = stack.pop(), stack.pop()
+                stack.append(_Name(f"{module:.200}.{name:.200}"))
+            case "BINPERSID":
+                stack.append(self.storage(*stack.pop()))
+            case "REDUCE":
+                arguments, function = stack.pop(), stack.pop()
+                stack.append(self.call(function, *arguments))
+            case "BUILD":  # attributes of a dict, such as the versions of its modules
+                stack.pop()
+                if not isinstance(stack[-1], dict):
+                    raise ValueError("it changes an object other than a dict")
+            case _:
+                raise ValueError(f"it has the opcode {opcode}, which weights do not need")
+
+    def since_mark(self) -> list[Any]:
+        """Removes the values since the last mark from the stack."""
+        start = self.marks.pop()
+        values = self.stack[start:]
+        del self.stack[start:]
+        return values
+
+    def extend(self, container: Any, values: list[Any]) -> None:
+        """Adds elements to a list, or keys and values to a dict."""
+        if isinstance(container, list):
+            container.extend(values)
+        elif isinstance(container, dict):
+            keys = values[::2]
+            if not all(isinstance(key, str | int) for key in keys):  # hashing nested tuples can take for ever
+                raise ValueError("a dict has keys other than texts and numbers")
+            container.update(zip(keys, values[1::2], strict=True))
+        elif values:
+            raise ValueError("it adds elements to an object other than a list or a dict")
+
+    def storage(self, kind: Any, dtype: Any, key: Any, _: Any, size: Any, *view: Any) -> _Storage:
+        """A storage from its description."""
+        known = isinstance(dtype, _Name) and dtype.text.removeprefix("torch.") in _STORAGES
+        if kind != "storage" or not known or not isinstance(key, str) or type(size) is not int or any(view):
             raise ValueError("a storage has an unknown description")
-        self.storages[key] = _Storage(dtype, key, size)
+        name = _STORAGES[dtype.text.removeprefix("torch.")]
+        self.storages[key] = _Storage(DTYPES[name], key, size)
         return self.storages[key]
 
-    def rebuild(self, storage, offset, shape, strides, requires_grad=False, hooks=None) -> _Tensor:
-        """Replaces torch's function of the same purpose."""
-        if not isinstance(storage, _Storage):
-            raise ValueError("a tensor has no storage")
-        return _Tensor(storage, offset, shape, strides)
+    def call(self, function: Any, *arguments: Any) -> Any:
+        """What a function of torch would return: a tensor or a dict."""
+        name = function.text if isinstance(function, _Name) else "an object"
+        if name in _REBUILD:
+            storage, offset, shape, strides, *_ = arguments
+            if not isinstance(storage, _Storage):
+                raise ValueError("a tensor has no storage")
+            return _Tensor(storage, offset, shape, strides)
+        if name == _PARAMETER and isinstance(arguments[0], _Tensor):
+            return arguments[0]
+        if name == _DICT:
+            found: dict[Any, Any] = {}
+            for pair in arguments[0] if arguments else ():  # Python 2 wrote a list of pairs
+                self.extend(found, pair)
+            return found
+        raise ValueError(f"it refers to {name}, which weights do not need; no code was executed")
 
-    def parameter(self, data, requires_grad, hooks) -> _Tensor:
-        """Replaces torch's function that wraps a tensor as a parameter."""
-        return data
+
+_PLAIN = {
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
+    "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES",
+    "SHORT_BINBYTES", "BINBYTES8",
+}  # fmt: skip
+_EMPTY = {
+    "EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple,
+    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False,
+}  # fmt: skip
+_PUT, _GET = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}, {"GET", "BINGET", "LONG_BINGET"}
 
 
-def _state(file) -> tuple[dict[str, _Tensor], dict[str, _Storage]]:
+_NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights")
+"""Names under which training scripts keep the state dict."""
+
+
+def _state(file: Any) -> tuple[dict[str, _Tensor], dict[str, _Storage]]:
     """Tensors by name, and all storages in the pickle, also those that no tensor uses."""
     unpickler = _Unpickler(file)
     state = unpickler.load()
-    for key in ("state_dict", "model_state_dict", "model"):  # names that training scripts use
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not (isinstance(state, dict) and all(isinstance(tensor, _Tensor) for tensor in state.values())):
+    for _ in _NESTED:
+        nested = [state[key] for key in _NESTED if isinstance(state, dict) and isinstance(state.get(key), dict)]
+        state = nested[0] if nested else state
+    for value in state.values() if isinstance(state, dict) else ():
+        if isinstance(value, _Name):
+            unpickler.call(value)
+    if not (state and isinstance(state, dict) and all(isinstance(tensor, _Tensor) for tensor in state.values())):
         raise ValueError("expected a dict of tensors by name; save model.state_dict()")
-    tensors = {name.removeprefix("module."): tensor for name, tensor in state.items()}  # DataParallel adds the prefix
-    return tensors, unpickler.storages
+    return without_wrappers({str(name): tensor for name, tensor in state.items()}), unpickler.storages
 
 
-def _read_zip(file, data: memoryview) -> tuple[dict[str, _Tensor], dict[str, memoryview]]:
+def _read_zip(data: memoryview) -> tuple[dict[str, _Tensor], dict[str, memoryview]]:
     """Tensors by name, and the bytes of each storage, in a zip archive."""
+    file: Any = data.obj
     with zipfile.ZipFile(file) as archive:
-        found = {name.partition("/")[2]: member for name, member in map_members(archive, data).items()}
+        found = {name.partition("/")[2]: member for name, (_, member) in map_members(archive, data).items()}
     if found.get("byteorder", b"little") != b"little":
         raise ValueError("its numbers are big-endian; expected little-endian")
     if "data.pkl" not in found:
         raise ValueError("it is an archive without data.pkl")
     storages = {name.removeprefix("data/"): member for name, member in found.items()}
-    return _state(io.BytesIO(found["data.pkl"]))[0], storages
+    return _state(bytes(found["data.pkl"]))[0], storages
 
 
-def _read_pickles(file, data: memoryview) -> tuple[dict[str, _Tensor], dict[str, memoryview]]:
+def _read_pickles(data: memoryview) -> tuple[dict[str, _Tensor], dict[str, memoryview]]:
     """The same in the older format: magic number, version, machine, state, keys, and each storage after its length."""
+    file: Any = data.obj
     if _Unpickler(file).load() != _MAGIC:
         raise ValueError("it is a pickle of another program")
     _, machine = _Unpickler(file).load(), _Unpickler(file).load()
@@ -136,7 +239,6 @@ def _read_pickles(file, data: memoryview) -> tuple[dict[str, _Tensor], dict[str,
         raise ValueError("its numbers are big-endian; expected little-endian")
     storages, start = {}, file.tell()
     for key in keys:
-        itemsize = np.dtype(described[key].dtype).itemsize
-        end = start + 8 + int.from_bytes(data[start : start + 8], "little") * itemsize
+        end = start + 8 + int.from_bytes(data[start : start + 8], "little") * described[key].dtype.itemsize
         storages[key], start = data[start + 8 : end], end
     return state, storages
