@@ -94,7 +94,7 @@ def test_explain_uses_the_classes_and_the_composite_of_the_model(tmp_path, capsy
     code, out, err = run(capsys, "explain", CASTLE, "--model", "mobilenet_v2", "--top", 2, "--json", "--out", tmp_path)
     assert (code, err) == (0, "")
     (record,) = json.loads(out)
-    assert record["composite"] == "epsilon_gamma_box"
+    assert record["composite"] == "overview"
     assert [(c["class"], c["index"], c["wnid"]) for c in record["classes"]] == [
         ("castle", 483, "n02980441"),
         ("monastery", 663, "n03781244"),
@@ -113,7 +113,7 @@ def test_check_prints_and_draws_the_ledger(tmp_path, capsys):
     assert "The ledger balances: largest residual" in out
     assert "87.34% of the score reached the input" in out
     with Image.open(tmp_path / "castle_ledger.png") as figure:
-        assert figure.size == (1350, 675)
+        assert figure.size == (1350, 775)
 
 
 def test_images_with_the_same_name_have_different_files():

@@ -139,7 +139,7 @@ def test_drawing_options(given, capsys, tmp_path):
     for option, message in (
         (("--percentile", "0"), "above 0, at most 100"),
         (("--part", "some"), "invalid choice"),
-        (("--width", "3"), "from 100 to 20000"),
+        (("--width", "3"), "from 100 to 10000"),
     ):
         code, _, err = run(capsys, "explain", image, *options, *option)
         assert code == 2

@@ -5,6 +5,12 @@ from pathlib import Path
 
 FORMATS = ("png", "svg", "pdf")
 
+MOST_CHANNELS = 59
+"""The largest number of channels in one figure: with the image, ten rows of six."""
+
+MAX_SHOWN = 100
+"""Largest number of explanations, channels or digits in a figure."""
+
 
 def seed_number(text: str) -> int:
     """A seed for random number generators."""
@@ -13,14 +19,38 @@ def seed_number(text: str) -> int:
 
 def figure_width(text: str) -> int:
     """The width of a figure in pixels."""
-    return _whole_number(text, 100, 20_000)
+    return _whole_number(text, 100, 10_000)
 
 
 def positive(text: str) -> int:
     """A whole number from 1."""
-    if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"expected a whole number, 1 or more; got {text!r}")
+    if not (text.isdecimal() and len(text) < 8 and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"expected a whole number, 1 or more, below 10 million; got {text!r:.50}")
     return int(text)
+
+
+def channel_count(text: str) -> int:
+    """A number of channels that fit one figure."""
+    return _whole_number(text, 1, MOST_CHANNELS)
+
+
+def cell_count(text: str) -> int:
+    """A number of cells of a figure."""
+    if (number := positive(text)) > MAX_SHOWN:
+        raise argparse.ArgumentTypeError(f"a figure shows at most {MAX_SHOWN}; got {number}")
+    return number
+
+
+def file_path(text: str) -> Path:
+    """The path of a file or a folder."""
+    return Path(file_name(text))
+
+
+def file_name(text: str) -> str:
+    """The path of a file as a text."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected the name of a file or a folder; got ''")
+    return text
 
 
 def percentile(text: str) -> float:
@@ -30,13 +60,13 @@ def percentile(text: str) -> float:
             return value
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(f"expected a number above 0, at most 100; got {text!r}")
+    raise argparse.ArgumentTypeError(f"expected a number above 0, at most 100; got {text!r:.50}")
 
 
 def add_out(command: argparse.ArgumentParser) -> None:
     """Adds the options for the folder and for existing files."""
     out = "folder for the files (default: the current folder)"
-    command.add_argument("--out", type=Path, default=Path(), metavar="DIR", help=out)
+    command.add_argument("--out", type=file_path, default=Path(), metavar="DIR", help=out)
     command.add_argument("--overwrite", action="store_true", help="replace files that exist")
 
 
@@ -46,6 +76,6 @@ def add_format(command: argparse.ArgumentParser) -> None:
 
 
 def _whole_number(text: str, low: int, high: int) -> int:
-    if not (text.isdecimal() and low <= int(text) <= high):
-        raise argparse.ArgumentTypeError(f"expected a whole number from {low} to {high}; got {text!r}")
+    if not (text.isdecimal() and len(text) < 20 and low <= int(text) <= high):
+        raise argparse.ArgumentTypeError(f"expected a whole number from {low} to {high}; got {text!r:.50}")
     return int(text)

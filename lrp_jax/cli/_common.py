@@ -1,8 +1,9 @@
 """Errors, the compilation cache, networks and files, for all commands."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ class CommandError(Exception):
 
 def print_error(error: Exception) -> int:
     """Prints the message, and returns the exit code."""
-    print(f"lrp-jax: {error}", file=sys.stderr)
+    if sys.stderr:
+        with contextlib.suppress(OSError):  # standard error may be closed or full
+            print(f"lrp-jax: {error}".encode("utf-8", "backslashreplace").decode(), file=sys.stderr, flush=True)
     return 2
 
 
 def print_write_error(path: Any, error: OSError) -> int:
     """Prints that the result for an image cannot be written, and returns the exit code."""
+    if isinstance(error, BrokenPipeError):  # of standard output
+        raise error
     return print_error(CommandError(f"{path}: the result cannot be written ({error.strerror or error})."))
 
 
@@ -48,28 +53,36 @@ def check_not_existing(files: Iterable[Path], overwrite: bool, path: str | None 
         path: the image that the files belong to, for the message.
     """
     for file in files:
-        if file.exists() and not overwrite:
+        if os.path.exists(file) and not overwrite:  # False, not an error, if the name is too long
             prefix = f"{path}: " if path else ""
             raise CommandError(f"{prefix}{file} exists; use --overwrite to replace it, or --out for another folder.")
 
 
-def make_folder(folder: Path) -> None:
-    """Makes a folder for results."""
+def check_folder(folder: Path) -> None:
+    """Raises CommandError if results cannot be written to a folder. It is made when the first result is written."""
+    from lrp_jax import files
+
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        files.check_folder(folder)
     except OSError as error:
         raise CommandError(f"the folder {folder} cannot be made ({error.strerror}).") from None
 
 
-def save_figure(figure: Any, file: Path) -> None:
-    """Writes a figure, and prints the name of the file."""
+def save_figures(figures: Mapping[Path, Any], overwrite: bool) -> None:
+    """Writes figures by the names of their files, all or none, and prints the names."""
     from lrp_jax import plot
+    from lrp_jax.files import writing
 
     try:
-        plot.save(figure, file)
+        with writing(*figures, overwrite=overwrite, make_folders=True) as parts:
+            for figure, part in zip(figures.values(), parts, strict=True):
+                plot.save(figure, part)
     except OSError as error:
-        raise CommandError(f"{file}: cannot be written ({error.strerror or error}).") from None
-    print(f"  -> {file}")
+        raise CommandError(
+            f"{' and '.join(map(str, figures))}: cannot be written ({error.strerror or error})."
+        ) from None
+    for file in figures:
+        print(f"  -> {file}")
 
 
 def load_model(name: str) -> Any:

@@ -1,9 +1,10 @@
 """The command `lrp-jax compare`: heatmaps by several rules and methods, side by side."""
 
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from lrp_jax.cli._arguments import positive
+from lrp_jax.cli._arguments import cell_count
 from lrp_jax.cli._common import CommandError, load_params, print_error, print_write_error
 from lrp_jax.cli._explainers import make_explainers
 from lrp_jax.cli._inputs import (
@@ -17,12 +18,13 @@ from lrp_jax.cli._inputs import (
     read_inputs,
     softmax,
 )
+from lrp_jax.cli._notes import known_classes
 
 NOT_LINEAR = ("absolute_gradient", "guided_backprop", "deconvnet", "deep_taylor", "grad_cam")
 """Explainers that are not linear in the logits. The difference of their heatmaps of two classes has no meaning."""
 
-COLUMNS = 6
-"""Cells in a row of the figure if only one class is explained."""
+COLUMNS = 4
+"""The largest number of cells in a row of the figure if only one class is explained."""
 
 
 class Comparison(NamedTuple):
@@ -50,7 +52,7 @@ def add(commands) -> None:
         "the sums of relevance and the run times.",
     )
     which = add_image_options(compare, composite=False)
-    which.add_argument("--top", type=positive, default=1, metavar="K", help="the K most probable classes")
+    which.add_argument("--top", type=cell_count, default=1, metavar="K", help="the K most probable classes")
     shown = "names of composites and methods, in this order (default: a selection); an unknown name lists all"
     compare.add_argument("--show", nargs="+", metavar="NAME", help=shown)
     against = "a second class; adds a row for the difference between the logits of the first and the second class"
@@ -94,6 +96,8 @@ def _compare(options) -> int:
             _write(image, comparison, model, options)
         except OSError as error:
             exit_code = print_write_error(image.path, error)
+    if known := known_classes(model):
+        print(known)
     return exit_code
 
 
@@ -158,18 +162,20 @@ def _write(image: InputImage, comparison: Comparison, model, options) -> None:
     import numpy as np
 
     from lrp_jax import plot
+    from lrp_jax.files import writing
 
     rows = _cells(image, comparison, options)
     title = f"{image.name}, {model.name}"
-    file, *arrays = output_files(image.stem, options)
-    plot.save(plot.table(rows, title, scale=options.scale, **drawing_options(options)), file, options.width)
-    if arrays:
-        stacked: dict[str, Any] = {name: np.stack(maps) for name, maps in comparison.maps.items()}
-        np.savez_compressed(arrays[0], **stacked)
-    print(f"  -> {', '.join(map(str, [file, *arrays]))}")
+    files = output_files(image.stem, options)
+    with writing(*files, overwrite=options.overwrite, make_folders=True) as (figure, *arrays):
+        plot.save(plot.table(rows, title, scale=options.scale, **drawing_options(options)), figure, options.width)
+        if arrays:
+            stacked: dict[str, Any] = {name: np.stack(maps) for name, maps in comparison.maps.items()}
+            np.savez_compressed(arrays[0], **stacked)
+    print(f"  -> {', '.join(map(str, files))}")
 
 
-def _cells(image: InputImage, comparison: Comparison, options) -> list[list[Any]]:
+def _cells(image: InputImage, comparison: Comparison, options) -> Sequence[Sequence[Any]]:
     """The cells of the figure, by row."""
     import numpy as np
 
@@ -180,11 +186,11 @@ def _cells(image: InputImage, comparison: Comparison, options) -> list[list[Any]
         row: list[Any] = [plot.Cell(image.crop, title)]
         for name, maps in comparison.maps.items():
             if i == len(maps):
-                row.append(None)
+                row.append(plot.Cell(None, f"no difference: {name} is not linear in the logits"))
                 continue
             heading = f"{name}\nsum {maps[i].sum(dtype=np.float64):.3g}, {comparison.seconds[name]:.2g} s"
             row.append(plot.Cell(maps[i], heading, image.crop if options.overlay else None))
         rows.append(row)
     if len(rows) == 1:
-        return [rows[0][i : i + COLUMNS] for i in range(0, len(rows[0]), COLUMNS)]
+        return plot.wrap(rows[0], COLUMNS)
     return rows

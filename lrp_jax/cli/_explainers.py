@@ -6,6 +6,7 @@ from typing import Any
 from lrp_jax import methods, rules
 from lrp_jax.api import lrp
 from lrp_jax.cli._common import CommandError
+from lrp_jax.spelling import did_you_mean
 
 RULES: dict[str, rules.Rule] = {
     "LRP-0": rules.Zero(),
@@ -51,5 +52,6 @@ def make_explainers(model: Any, names: Sequence[str]) -> dict[str, Any]:
     """The explainers of these names."""
     known = explainers(model)
     if unknown := [name for name in names if name not in known]:
-        raise CommandError(f"no explainer {unknown[0]!r}; the explainers are {', '.join(known)}.")
+        near = did_you_mean(unknown[0], known)
+        raise CommandError(f"no explainer {unknown[0]!r}; the explainers are {', '.join(known)}.{near}")
     return {name: known[name]() for name in names}

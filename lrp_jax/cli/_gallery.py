@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import lrp_jax
 from lrp_jax.cli._common import CommandError, check_not_existing, load_params, print_write_error
 from lrp_jax.cli._explainers import make_explainers
 from lrp_jax.cli._inputs import InputImage, add_image_options, network_input, read_inputs, softmax
+from lrp_jax.cli._notes import LARGEST_COMPARED, cosine, known_classes, notes_on_map, order_of, second_opinions
 
 FILES = ("gallery.html", "gallery.png")
 
@@ -42,28 +44,39 @@ def _gallery(options) -> int:
     from tqdm import tqdm
 
     from lrp_jax import plot
+    from lrp_jax.data import marks
+    from lrp_jax.files import writing
 
     explain = _explainer(model, load_params(model, options.weights), explainers, target)
+    opinion_on = second_opinions(model) if target is None else None
     sections, tiles = [], []
     for image in tqdm(images, unit="image", disable=len(images) == 1 or None, leave=False):
-        logits, c, maps, verdict = explain(network_input(model, image))
+        logits, c, maps, notes = explain(network_input(model, image))
+        if opinion_on and (opinion := opinion_on(image.crop, c)):
+            notes = [opinion.sentence, *notes]
         tiles.append((image.crop, next(iter(maps.values()))))
-        sections.append(_section(image, model, logits, c, maps, verdict))
+        sections.append(_section(image, model, logits, c, maps, notes))
+    known = known_classes(model)
     about = f"{model.name}; {len(images)} images; each heatmap's colours end at its own 99.5th percentile"
+    about = ". ".join(filter(None, [about, known.removesuffix(".")]))
     try:
         text = _PAGE.format(about=html.escape(about), sections="\n".join(sections))
-        page.write_bytes(text.encode("utf-8", "replace"))  # the name of a file may be invalid Unicode
-        plot.montage(tiles).save(montage)
+        with writing(page, montage, overwrite=options.overwrite, make_folders=True) as (page_part, montage_part):
+            page_part.write_bytes(text.encode("utf-8", "replace"))  # the name of a file may be invalid Unicode
+            marks.save_image(plot.montage(tiles), montage_part)
     except OSError as error:
         return print_write_error(options.out, error)
-    print(f"{page}\n{montage}")
+    print("\n".join(filter(None, [known, str(page), str(montage)])))
     return exit_code
 
 
 def _explainer(
     model, params, explainers: dict[str, Any], target: int | None
-) -> Callable[[Any], tuple[Any, int, dict[str, Any], str]]:
-    """Returns a function from an image to its logits, the explained class, the heatmaps, and the ledger's verdict."""
+) -> Callable[[Any], tuple[Any, int, dict[str, Any], list[str]]]:
+    """Returns a function from an image to its logits, the explained class, the heatmaps, and notes on them.
+
+    The notes are the verdict of the ledger of the first composite, and whether its heatmap depends on the class.
+    """
     import jax
     import numpy as np
 
@@ -78,27 +91,37 @@ def _explainer(
             maps = {name: np.asarray(method(params, x, target=c)[0]) for name, method in explainers.items()}
         except ValueError as error:  # the explainer cannot be applied to this network
             raise CommandError(error) from None
-        verdict = str(conservation(params, x, target=c)).splitlines()[-1] if conservation else ""
-        return logits, c, maps, verdict and f"{preset}: {verdict}"
+        if conservation is None or preset is None:
+            return logits, c, maps, []
+        notes, others = [conservation(params, x, target=c).verdict], order_of(logits, c, 2)[1:].tolist()
+        for other in others if x.size <= LARGEST_COMPARED * x.shape[-1] else ():
+            alike = cosine(maps[preset], explainers[preset](params, x, target=other)[0])
+            notes += notes_on_map(None, alike, model.classes[other][1])
+        return logits, c, maps, [f"{preset}: {note}" for note in notes]
 
     return explain
 
 
 def _images_in(given: str, excluded: set[Path]) -> list[str]:
-    """The images in a folder, sorted by name, except the files of this command. A file is returned as it is."""
+    """The images in a folder, sorted by name, except hidden files and figures of lrp_jax. A file stays as it is."""
     if not Path(given).is_dir():
         return [given]
     from PIL import Image
 
+    from lrp_jax.data import marks
+
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     files = [path for path in Path(given).iterdir() if path.is_file() and path.resolve() not in excluded]
-    found = sorted(str(path) for path in files if path.suffix.lower() in known)
+    images = [path for path in files if path.suffix.lower() in known and path.name[0] != "."]
+    found = sorted(str(path) for path in images if not marks.is_figure(path))
+    if len(found) < len(images):
+        print(f"{given}: {len(images) - len(found)} figures of lrp_jax are left out.", file=sys.stderr)
     if not found:
         raise CommandError(f"{given}: no images in this folder.")
     return found
 
 
-def _section(image: InputImage, model, logits, c: int, maps: dict[str, Any], verdict: str) -> str:
+def _section(image: InputImage, model, logits, c: int, maps: dict[str, Any], notes: list[str]) -> str:
     """The HTML of one image."""
     import numpy as np
 
@@ -110,17 +133,17 @@ def _section(image: InputImage, model, logits, c: int, maps: dict[str, Any], ver
         f"{probabilities[i]:.1%}</li>"
         for i in np.argsort(-logits)[:3]
     )
-    original, grey = _img(image.crop, "JPEG", image.name), _img(image.crop.convert("L"), "JPEG", "")
+    original, grey = _img(image.crop, "JPEG", image.name), _img(plot.light_grey(image.crop), "JPEG", "")
     figures = "".join(
         f"<figure><div>{grey}{_img(plot.transparent(R), 'PNG', f'{name} of {image.name}')}</div>"
         f"<figcaption>{html.escape(name)}<br>sum {R.sum(dtype=np.float64):.3g}</figcaption></figure>"
         for name, R in maps.items()
     )
-    ledger = f"<p>{html.escape(verdict)}</p>" if verdict else ""
+    below = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
     explained = html.escape(f"{model.classes[c][1]}, logit {logits[c]:.2f}")
     return (
         f'<section><h2>{html.escape(image.name)}</h2><div class="row"><figure><div>{original}</div>'
-        f"<figcaption>{explained}<ol>{classes}</ol></figcaption></figure>{figures}</div>{ledger}</section>"
+        f"<figcaption>{explained}<ol>{classes}</ol></figcaption></figure>{figures}</div>{below}</section>"
     )
 
 

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lrp_jax.cli._arguments import add_format, add_out, figure_width, percentile, positive
-from lrp_jax.cli._common import CommandError, check_not_existing, load_model, make_folder, print_error
+from lrp_jax.cli._arguments import add_format, add_out, figure_width, file_name, file_path, percentile, positive
+from lrp_jax.cli._common import CommandError, check_folder, check_not_existing, load_model, print_error
 from lrp_jax.models import DEFAULT
+from lrp_jax.spelling import did_you_mean
 
 
 class InputImage(NamedTuple):
@@ -25,17 +26,17 @@ class InputImage(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of the file."""
-        return Path(self.path).name
+        """The name of the file, in valid Unicode."""
+        return Path(self.path).name.encode("utf-8", "backslashreplace").decode()
 
 
 def add_image_options(command: argparse.ArgumentParser, composite: bool = True):
     """Adds the options of all commands for images. Returns the group of options that choose the class."""
-    command.add_argument("images", nargs="+", metavar="IMAGE", help="any image that Pillow reads")
+    command.add_argument("images", nargs="+", type=file_name, metavar="IMAGE", help="any image that Pillow reads")
     network = f"the network; `lrp-jax models` lists all (default: {DEFAULT})"
     command.add_argument("--model", default=DEFAULT, metavar="NAME", help=network)
     weights = "a file of weights of this project, torchvision, timm, Keras or Flax (default: the model's own file)"
-    command.add_argument("--weights", type=Path, metavar="FILE", help=weights)
+    command.add_argument("--weights", type=file_path, metavar="FILE", help=weights)
     size = "explain the complete image, with a shorter side of this length (default: a centre crop)"
     command.add_argument("--size", type=positive, metavar="PIXELS", help=size)
     if composite:
@@ -68,9 +69,12 @@ def drawing_options(options) -> dict[str, Any]:
 def read_inputs(options) -> tuple[Any, int | None, list[InputImage], int]:
     """Returns the model, the class to explain, the readable images, and the exit code 2 if an image is unreadable."""
     model = load_model(options.model)
-    options.composite = options.composite or model.presets[0]
+    options.composite = model.presets[0] if options.composite is None else options.composite
     if options.composite not in model.composites:
-        raise CommandError(f"no composite {options.composite!r}; the composites are {', '.join(model.composites)}.")
+        near = did_you_mean(options.composite, model.composites)
+        raise CommandError(
+            f"no composite {options.composite!r}; the composites are {', '.join(model.composites)}.{near}"
+        )
     target = find_class(model, options.target)
     if options.top > len(model.classes):
         raise CommandError(f"--top {options.top}, but {model.name} has only {len(model.classes)} classes.")
@@ -79,7 +83,7 @@ def read_inputs(options) -> tuple[Any, int | None, list[InputImage], int]:
         raise CommandError(f"--size {options.size}, but {model.name} accepts only images of {side} pixels.")
     if options.size and options.size < side:
         raise CommandError(f"--size {options.size}, but {model.name} needs {side} pixels or more.")
-    make_folder(options.out)
+    check_folder(options.out)
     images, exit_code = [], 0
     for path, stem in zip(options.images, file_stems(options.images), strict=True):
         try:
@@ -117,7 +121,7 @@ def output_files(stem: Path, options) -> list[Path]:
 
 def file_stems(paths: Sequence[str]) -> Iterator[str]:
     """The stem of the output files of each image: its own stem, with a number if another image has this stem."""
-    own = [Path(path).stem for path in paths]
+    own = [stem if (stem := Path(path).stem) not in ("", "..") else "image" for path in paths]
     used: set[str] = set()
     for stem in own:
         name, number = stem, 1
@@ -129,9 +133,11 @@ def file_stems(paths: Sequence[str]) -> Iterator[str]:
 
 
 def _read(path: str, stem: Path, preprocessing, options) -> InputImage:
-    from lrp_jax.data import images
+    from lrp_jax.data import images, marks
 
     check_not_existing(output_files(stem, options), options.overwrite, path)
+    if marks.is_figure(path):
+        raise CommandError(f"{path}: a figure of lrp_jax, not an image to explain; it is left out.")
     try:
         image = images.read(path)
     except images.ImageError as error:

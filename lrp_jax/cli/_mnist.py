@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from lrp_jax.cli._arguments import add_format, add_out, positive
-from lrp_jax.cli._common import CommandError, check_not_existing, load_model, load_params, make_folder, save_figure
+from lrp_jax.cli._arguments import add_format, add_out, cell_count, file_path, positive
+from lrp_jax.cli._common import CommandError, check_folder, check_not_existing, load_model, load_params, save_figures
 from lrp_jax.cli._explainers import RULES
 
 NETWORKS = ("mnist_dnn", "mnist_dnn_wide", "mnist_cnn")
@@ -35,9 +35,9 @@ def add(commands) -> None:
             rule = "the rule for all layers (default: %(default)s)"
             command.add_argument("--rule", choices=RULES, default="LRP-epsilon", help=rule)
         data = "folder with MNIST's files; missing files are downloaded (default: 500 digits included in the package)"
-        command.add_argument("--data", type=Path, metavar="DIR", help=data)
+        command.add_argument("--data", type=file_path, metavar="DIR", help=data)
         command.add_argument("--count", type=positive, metavar="N", help="number of test digits (default: all)")
-        command.add_argument("--shown", type=positive, default=4, metavar="N", help="digits drawn (default: 4)")
+        command.add_argument("--shown", type=cell_count, default=4, metavar="N", help="digits drawn (default: 4)")
         add_out(command)
         add_format(command)
         command.set_defaults(run=run)
@@ -63,7 +63,7 @@ def _rules(options) -> int:
         R = np.asarray(lrp(model.apply, rule)(params, images, target=labels))
         for row, relevance in zip(rows, R, strict=True):
             row.append(plot.Cell(relevance, f"{name}, sum {relevance.sum():.3g}"))
-    save_figure(plot.table(rows, f"{options.model}; relevance of the true class"), file)
+    save_figures({file: plot.table(rows, f"{options.model}; relevance of the true class")}, options.overwrite)
     return 0
 
 
@@ -81,12 +81,12 @@ def _removal(options) -> int:
     count = f"{options.model}, {len(digits.labels)} test digits"
     print(f"{count}, {REMOVED[-1]} of 784 pixels removed")
     _print_removals(found, options.rule)
-    save_figure(_removal_curves(found, f"{count}, mean and 95 % confidence"), curves_file)
     images = digits.images[: options.shown]
     cells = _removal_cells(images, np.asarray(explain(params, images)), found[options.rule], options.rule)
     from lrp_jax import plot
 
-    save_figure(plot.table(cells, options.model), cells_file)
+    curves = _removal_curves(found, f"{count}, mean and 95 % confidence")
+    save_figures({curves_file: curves, cells_file: plot.table(cells, options.model)}, options.overwrite)
     return 0
 
 
@@ -115,7 +115,7 @@ def _removal_curves(found: dict[str, Any], title: str) -> Any:
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     plot.removals(found, left)
-    plot.removals(found, right, confidence=False)
+    plot.removals(found, right, confidence=False, legend=False)
     figure.suptitle(title, fontsize=10)
     return figure
 
@@ -159,12 +159,13 @@ def _networks(options) -> int:
         print(f"  {name:16} {right:.2%} of {len(digits.labels)} test digits")
         for row, relevance, z in zip(rows, maps[name], logits, strict=False):
             row.append(plot.Cell(relevance, f"{name}\npredicts {z.argmax()}, sum {relevance.sum():.3g}"))
-    save_figure(plot.table(rows, f"{options.rule}, relevance of the true class"), file)
     similarity = evaluation.cosine_similarity(maps)
     print(f"  mean cosine between their maps, {options.rule}:")
     for name, row in zip(NETWORKS, similarity, strict=True):
         print(f"    {name:16} " + " ".join(f"{v:6.3f}" for v in row))
-    save_figure(_similarity_matrix(similarity, f"{options.rule}, {len(digits.labels)} test digits"), matrix_file)
+    matrix = _similarity_matrix(similarity, f"{options.rule}, {len(digits.labels)} test digits")
+    table = plot.table(rows, f"{options.rule}, relevance of the true class")
+    save_figures({file: table, matrix_file: matrix}, options.overwrite)
     return 0
 
 
@@ -190,10 +191,10 @@ def _similarity_matrix(similarity, title: str) -> Any:
 
 
 def _output_files(options, *names: str) -> list[Path]:
-    """The figures to write. Makes their folder, and raises CommandError if a file exists."""
+    """The figures to write. Raises CommandError if one exists or their folder cannot be written."""
     files = [options.out / f"{name}.{options.format}" for name in names]
     check_not_existing(files, options.overwrite)
-    make_folder(options.out)
+    check_folder(options.out)
     return files
 
 

@@ -1,10 +1,13 @@
 """The command `lrp-jax table`: the features of a table, ranked by relevance."""
 
+from itertools import pairwise
 from typing import Any
 
 from lrp_jax.cli._arguments import add_format, add_out, positive, seed_number
-from lrp_jax.cli._common import CommandError, check_not_existing, make_folder, save_figure
+from lrp_jax.cli._common import CommandError, check_folder, check_not_existing, save_figures
 from lrp_jax.cli._explainers import RULES
+
+_MAX_WEIGHTS = 10_000_000
 
 
 def add(commands) -> None:
@@ -34,13 +37,16 @@ def _table(options) -> int:
 
     file = options.out / f"{options.name}_features.{options.format}"
     check_not_existing([file], options.overwrite)
+    check_folder(options.out)
     try:
         table = tables.load(options.name, options.seed)
+        widths = [len(table.features), *options.hidden, len(table.classes)]
+        if (count := sum(a * b for a, b in pairwise(widths))) > _MAX_WEIGHTS:
+            raise CommandError(f"--hidden makes {count} weights; expected at most {_MAX_WEIGHTS}.")
         network = mlp.network_for(table, options.hidden)
         params = mlp.fit(network, table, seed=options.seed)
     except tables.TableError as error:
         raise CommandError(error) from None
-    make_folder(options.out)
     import numpy as np
 
     from lrp_jax import lrp
@@ -59,7 +65,8 @@ def _table(options) -> int:
     drawn = order[: options.shown]
     shown = "" if len(drawn) == len(order) else f"; {len(drawn)} of {len(order)} features"
     title = f"{options.name}: {options.rule}, {accuracy}{shown}"
-    save_figure(_bars([table.features[i] for i in drawn], mean[drawn], 1.96 * error[drawn], title), file)
+    bars = _bars([table.features[i] for i in drawn], mean[drawn], 1.96 * error[drawn], title)
+    save_figures({file: bars}, options.overwrite)
     return 0
 
 

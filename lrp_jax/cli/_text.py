@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import lrp_jax
+from lrp_jax.cli._arguments import file_path
 from lrp_jax.cli._common import CommandError
 
 
@@ -23,9 +24,11 @@ def add(commands) -> None:
     text.add_argument(
         "--target", metavar="OTHER", help="sentence to explain, text or number (default: the most similar)"
     )
-    text.add_argument("--weights", type=Path, metavar="FOLDER", help="config.json, model.safetensors, tokenizer.json")
-    text.add_argument("--html", type=Path, metavar="FILE", help="also write the coloured sentence as HTML")
-    text.add_argument("--png", type=Path, metavar="FILE", help="also write the coloured sentence as an image")
+    text.add_argument(
+        "--weights", type=file_path, metavar="FOLDER", help="config.json, model.safetensors, tokenizer.json"
+    )
+    text.add_argument("--html", type=file_path, metavar="FILE", help="also write the coloured sentence as HTML")
+    text.add_argument("--png", type=file_path, metavar="FILE", help="also write the coloured sentence as an image")
     text.add_argument("--json", action="store_true", help="print the results as JSON")
     text.add_argument("--overwrite", action="store_true", help="replace files that exist")
     text.set_defaults(run=_text)
@@ -68,16 +71,20 @@ def _text(options) -> int:
 def _write(words, title: str, options) -> None:
     """Writes the HTML file and the image, if they are asked for."""
     from lrp_jax.data import text
+    from lrp_jax.files import writing
 
-    for file, write in (
-        (options.html, lambda file: file.write_text(text.html(words), encoding="utf-8")),
-        (options.png, lambda file: _draw(words, title, file)),
-    ):
-        try:
-            if file:
-                write(file)
-        except OSError as error:
-            raise CommandError(f"{file}: the result cannot be written ({error.strerror or error}).") from None
+    writers = {
+        options.html: lambda file: file.write_text(text.html(words), encoding="utf-8"),
+        options.png: lambda file: _draw(words, title, file),
+    }
+    files = [file for file in writers if file]
+    try:
+        with writing(*files, overwrite=options.overwrite) as parts:
+            for file, part in zip(files, parts, strict=True):
+                writers[file](part)
+    except OSError as error:
+        names = " and ".join(map(str, files))
+        raise CommandError(f"{names}: the result cannot be written ({error.strerror or error}).") from None
 
 
 def _target_index(options) -> int | None:
@@ -112,8 +119,9 @@ def _draw(words, title: str, file: Path) -> None:
     from matplotlib.figure import Figure
 
     from lrp_jax.data import text
+    from lrp_jax.data.marks import SOFTWARE
 
     figure = Figure(figsize=(7, 0.1))  # savefig adapts the height to the lines
     axes = figure.add_axes((0, 0, 1, 1))
     text.draw(words, axes).set_title(title, fontsize=9, loc="left", parse_math=False)
-    figure.savefig(file, dpi=150, format="png", bbox_inches="tight", pad_inches=0.15)
+    figure.savefig(file, dpi=150, format="png", metadata=SOFTWARE, bbox_inches="tight", pad_inches=0.15)

@@ -1,8 +1,8 @@
 """The commands `lrp-jax models` and `lrp-jax weights`: the list of networks, and the files of their weights."""
 
 import sys
-from pathlib import Path
 
+from lrp_jax.cli._arguments import file_path
 from lrp_jax.cli._common import CommandError, load_model, matching_models
 
 PRECISIONS = ("float16", "bfloat16", "float32", "float64")
@@ -22,8 +22,8 @@ def add(commands) -> None:
         "or .keras), Flax (.msgpack) or this project. Writes safetensors with kernels in Flax's layout. No code in a "
         "file is executed.",
     )
-    convert.add_argument("source", type=Path, metavar="SOURCE", help="the file to read")
-    convert.add_argument("destination", type=Path, metavar="DEST.safetensors", help="the file to write")
+    convert.add_argument("source", type=file_path, metavar="SOURCE", help="the file to read")
+    convert.add_argument("destination", type=file_path, metavar="DEST.safetensors", help="the file to write")
     convert.add_argument("--model", required=True, metavar="NAME", help="the network; `lrp-jax models` lists all")
     precision = "dtype in the written file (default: unchanged); networks read the weights as float32"
     convert.add_argument("--dtype", choices=PRECISIONS, help=precision)

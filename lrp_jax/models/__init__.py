@@ -8,6 +8,8 @@ import importlib
 import pkgutil
 from typing import TYPE_CHECKING
 
+from lrp_jax.spelling import did_you_mean
+
 if TYPE_CHECKING:
     from lrp_jax.models.pretrained import Pretrained
 
@@ -31,5 +33,5 @@ def load(name: str) -> "Pretrained":
         ValueError: there is no such network. The message lists all networks.
     """
     if name not in registry():
-        raise ValueError(f"no model {name!r}; the models are {', '.join(registry())}.")
+        raise ValueError(f"no model {name!r}; the models are {', '.join(registry())}.{did_you_mean(name, registry())}")
     return registry()[name]

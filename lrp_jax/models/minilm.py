@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrp_jax import weights
+from lrp_jax.guard import reading
 from lrp_jax.models.weight_files import parameter_shapes
 from lrp_jax.weights import TORCH, TORCH_KERNELS, Layout, WeightsError
 
@@ -172,7 +174,12 @@ class MiniLM:
             TextError: a sentence has no words, or more word pieces than `limit`; or the package tokenizers or the
                 file tokenizer.json is missing.
         """
-        encodings = self._tokenizer.encode_batch(list(sentences))
+        for sentence in sentences:
+            if re.search("[\ud800-\udfff]", sentence):
+                raise TextError(f"{sentence!r:.100} is not valid Unicode.")
+        tokenizer, file = self._tokenizer, self.folder / "tokenizer.json"
+        with reading(file, "cannot split the sentences", TextError, end="."):
+            encodings = tokenizer.encode_batch(list(sentences))
         for sentence, encoding in zip(sentences, encodings, strict=True):
             if not any(word is not None for word in encoding.word_ids):
                 raise TextError(f"{sentence!r} has no words.")
@@ -187,13 +194,18 @@ class MiniLM:
         for row, encoding in enumerate(encodings):
             ids[row, : len(encoding.ids)] = encoding.ids
             mask[row, : len(encoding.ids)] = True
+        if ids.max(initial=0) >= self.network.vocabulary:
+            raise TextError(f"{file}: has token {ids.max()}, but the network has {self.network.vocabulary} embeddings.")
         return Tokens(ids, mask, list(sentences), encodings)
 
     @functools.cached_property
     def limit(self) -> int:
         """The maximum number of word pieces of a sentence, including [CLS] and [SEP]."""
-        file = self.folder / "sentence_bert_config.json"
-        return _json(file).get("max_seq_length", self.network.positions) if file.exists() else self.network.positions
+        file, most = self.folder / "sentence_bert_config.json", self.network.positions
+        stated = _json(file).get("max_seq_length", most) if file.exists() else most
+        if not (type(stated) is int and 2 < stated <= most):
+            raise WeightsError(f"{file}: max_seq_length is {stated!r:.50}; expected a whole number from 3 to {most}.")
+        return stated
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
@@ -201,10 +213,9 @@ class MiniLM:
             from tokenizers import Tokenizer
         except ImportError:
             raise TextError("text needs the package tokenizers: pip install 'lrp_jax[text]'.") from None
-        try:
-            tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
-        except Exception as error:  # the library raises plain Exception
-            raise TextError(f"{self.folder / 'tokenizer.json'}: not a readable tokenizer ({error}).") from None
+        file = self.folder / "tokenizer.json"
+        with reading(file, "not a readable tokenizer", TextError, end="."):
+            tokenizer = Tokenizer.from_file(str(file))
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
@@ -239,12 +250,11 @@ def _installed() -> Path:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise WeightsError(f"{file}: no such file.") from None
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{file}: not a readable JSON file ({error}).") from None
+    with reading(file, "not a readable JSON file", WeightsError, end="."):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("expected an object")
+        return found
 
 
 _CONFIG = {
@@ -261,7 +271,19 @@ def _hyperparameters(config: dict[str, Any], file: Path) -> dict[str, Any]:
             raise WeightsError(f"{file}: {key} is {config[key]!r}, but this encoder supports only {value!r}.")
     if missing := [key for key in _CONFIG.values() if key not in config]:
         raise WeightsError(f"{file}: {', '.join(missing)} missing.")
+    for key in _CONFIG.values():
+        high = _MAX_LAYERS if key == "num_hidden_layers" else _MAX_SIZE
+        valid = type(config[key]) is int and 1 <= config[key] <= high
+        if key == "layer_norm_eps":
+            valid = type(config[key]) is float and 0 < config[key] < 1
+        if not valid:
+            raise WeightsError(f"{file}: {key} is {config[key]!r:.50}; expected a number that such a network can have.")
+    if config["hidden_size"] % config["num_attention_heads"]:
+        raise WeightsError(f"{file}: hidden_size must be a multiple of num_attention_heads.")
     return {name: config[key] for name, key in _CONFIG.items()}
+
+
+_MAX_LAYERS, _MAX_SIZE = 100, 2**20
 
 
 _NAMES = {

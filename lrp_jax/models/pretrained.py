@@ -17,6 +17,7 @@ from lrp_jax.data.images import Preprocessing
 from lrp_jax.models import weight_files
 from lrp_jax.models.classes import Classes, class_index
 from lrp_jax.models.prediction import Prediction
+from lrp_jax.spelling import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Pretrained:
         top: the names of the layers that compute logits from features. A file of weights may lack them.
         layouts: the layouts of other libraries' files of these weights.
         remote: where the weights are published. None: they are included in the package.
+        wider: the name of an included network for the same images that knows more classes, if there is one.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Pretrained:
     top: tuple[str, ...] = ()
     layouts: tuple[weights.Layout, ...] = ()
     remote: weights.Remote | None = None
+    wider: str | None = None
 
     @property
     def channels(self) -> int:
@@ -74,6 +77,7 @@ class Pretrained:
             "epsilon_gamma_box": lambda: composites.epsilon_gamma_box(low, high),
             "epsilon_plus_flat": composites.epsilon_plus_flat,
             "epsilon_plus": composites.epsilon_plus,
+            "overview": lambda: composites.overview(low, high),
             "overview_vgg16": lambda: composites.overview_vgg16(low, high),
         }
         return {name: known[name] for name in self.presets}
@@ -156,7 +160,8 @@ class Pretrained:
         composite = self.presets[0] if composite is None else composite
         if isinstance(composite, str):
             if composite not in self.composites:
-                raise ValueError(f"no composite {composite!r}; the composites are {', '.join(self.composites)}.")
+                near = did_you_mean(composite, self.composites)
+                raise ValueError(f"no composite {composite!r}; the composites are {', '.join(self.composites)}.{near}")
             composite = self.composites[composite]()
         found = lrp(self.apply, composite, logits=True)(params, x, target=target)
         return Prediction(self.classes, found.logits), found.relevance

@@ -29,6 +29,7 @@ MODEL = Pretrained(
         "licence": "BSD-3-Clause (convolutions), Apache-2.0 (dense layers)",
     },
     top=("fc6", "fc7", "fc8"),
+    wider="mobilenet_v2",
 )
 
 MODELS = (MODEL,)

@@ -10,10 +10,10 @@ from lrp_jax.evaluation import Removal
 from lrp_jax.ledger import LOSSES, Ledger
 from lrp_jax.rules.kinds import LAYERS
 
-_LOSS_COLOURS = ("#c44e52", "#dd8452", "#8c8c8c", "#937860", "#8172b3")
+_LOSS_COLOURS = ("#4d4d4d", "#e69f00", "#009e73", "#a6761d", "#8172b3")  # neither red nor blue: these mean a sign
 
 
-def removals(found: Mapping[str, Removal], ax: Axes, *, confidence: bool = True) -> Axes:
+def removals(found: Mapping[str, Removal], ax: Axes, *, confidence: bool = True, legend: bool = True) -> Axes:
     """Draws predictions while inputs are removed: the mean over the examples with a 95 % confidence band.
 
     Args:
@@ -21,6 +21,7 @@ def removals(found: Mapping[str, Removal], ax: Axes, *, confidence: bool = True)
         ax: the axes to draw on.
         confidence: if true, draws the confidence (max - second) / max. Otherwise, draws the probability of the class
             that is predicted before any removal.
+        legend: whether the orders are named.
 
     Returns:
         The axes.
@@ -32,7 +33,8 @@ def removals(found: Mapping[str, Removal], ax: Axes, *, confidence: bool = True)
         ax.fill_between(removal.removed, mean - band, mean + band, color=line.get_color(), alpha=0.25, linewidth=0)
     ax.set(xlabel="inputs removed", ylim=(0, 1.02), xlim=(0, None))
     ax.set_ylabel("confidence, (max - second) / max" if confidence else "probability of the first class")
-    ax.legend(fontsize=8, frameon=False)
+    if legend:
+        ax.legend(fontsize=8, frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
@@ -59,30 +61,41 @@ def bars(amounts: Mapping[str, float], ax: Axes, spread: Mapping[str, float] | N
 
 
 def ledger(ledger: Ledger, ax: Axes) -> Axes:
-    """Draws the relevance at each layer, from input to output, and the relevance lost so far, by reason.
+    """Draws the relevance at each layer, from the output (top) to the input, and the relevance lost so far, by reason.
 
-    Relevance flows from the output (right) to the input (left). At each layer, the lines show the relevance that this
-    layer and all layers to its right lose.
+    The order is that of the printed table. Bars are red for positive and blue for negative relevance. At each layer,
+    the lines show the relevance that this layer and all layers above it lose.
 
     Args:
         ledger: the ledger of one relevance pass; amounts are summed over its examples.
-        ax: the axes to draw on.
+        ax: the axes to draw on; `ledger_rows` tells how many bars there are.
 
     Returns:
         The axes.
     """
-    rows = [row for row in ledger.rows if row.kind in LAYERS]
+    rows = [row for row in reversed(ledger.rows) if row.kind in LAYERS]
     positions = np.arange(len(rows))
-    losses = np.array([[np.sum(term) for term in row.losses] for row in ledger.rows])  # (rows, reasons)
-    lost = np.cumsum(losses[::-1], axis=0)[::-1][[ledger.rows.index(row) for row in rows]]
-    ax.axhline(float(ledger.score.sum()), color="0.6", linewidth=0.8, linestyle="--", label="score")
-    ax.bar(positions, [row.passed.sum() for row in rows], color="#4c72b0", label="relevance of the layer's input")
-    for reason, colour, amounts in zip(LOSSES, _LOSS_COLOURS, lost.T, strict=True):
-        if np.abs(amounts).max() > ledger.tolerance * np.abs(ledger.score).sum():
-            ax.plot(positions, amounts, color=colour, marker="o", markersize=3, label=f"lost so far: {reason}")
-    ax.axhline(0, color="0.2", linewidth=0.8)
-    ax.set_xticks(positions, [row.name for row in rows], rotation=60, ha="right", fontsize=7)
-    ax.set_ylabel("sum of relevance")
+    passed = np.array([row.passed.sum() for row in rows])
+    lost, total = [], np.zeros(len(LOSSES))
+    for row in reversed(ledger.rows):
+        total = total + [np.sum(term) for term in row.losses]
+        if row.kind in LAYERS:
+            lost.append(total)
+    ax.axvline(float(ledger.score.sum()), color="0.6", linewidth=0.8, linestyle="--", label="score")
+    ax.barh(positions, passed, color=diverging(np.sign(passed) * 0.6), label="relevance of the layer's input")
+    for reason, colour, amounts in zip(LOSSES, _LOSS_COLOURS, np.array(lost).T, strict=True):
+        if np.abs(amounts).max() > 1e-3 * np.abs(ledger.score).sum():
+            ax.plot(amounts, positions, color=colour, marker="o", markersize=3, label=f"lost so far: {reason}")
+    ax.axvline(0, color="0.2", linewidth=0.8)
+    ax.set_yticks(positions, [row.name for row in rows], fontsize=7)
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.set_xlabel("sum of relevance", fontsize=8)
+    ax.tick_params(axis="x", labelsize=8)
     ax.legend(fontsize=7, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
+
+
+def ledger_rows(ledger: Ledger) -> int:
+    """The number of layers that `ledger` draws."""
+    return sum(row.kind in LAYERS for row in ledger.rows)

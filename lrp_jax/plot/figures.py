@@ -10,16 +10,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 from PIL import Image
 
+from lrp_jax.data.marks import SOFTWARE
+from lrp_jax.files import writing
 from lrp_jax.plot.heatmaps import heatmap
 from lrp_jax.plot.scales import COLOURS, SCALES, limit, pixels
 
 CAPTION = "caption"
 """Group id (`gid`) of the caption of a figure."""
 
-_DPI = 150
+_DPI, _WIDEST = 150, 1600  # pixels
 
 
 class Picture(Figure):
@@ -35,14 +38,16 @@ class Cell(NamedTuple):
     """One cell of a table.
 
     Attributes:
-        content: an image, or relevance (H, W) or (H, W, C) to draw as a heatmap.
-        title: one or two lines above it.
+        content: an image, or relevance (H, W) or (H, W, C) to draw as a heatmap. None: only the title is drawn.
+        title: some lines above it.
         photo: image below the heatmap.
+        area: width and height to which the heatmap is stretched, for example those of the image of the network.
     """
 
     content: Any
     title: str = ""
     photo: Image.Image | None = None
+    area: tuple[int, int] | None = None
 
 
 def table(
@@ -72,9 +77,11 @@ def table(
         raise ValueError(f"scale {scale!r}: expected one of {', '.join(SCALES)}.")
     columns = max(map(len, rows))
     ends = _scale_ends(rows, scale, percentile, part)
-    sizes = [_size(cell.content) for row in rows for cell in row if cell]
-    height = min(max(2.95 * h / w for w, h in sizes), 6.0) + 0.4
-    figure = Picture(figsize=(3.5 * columns + 0.2, height * len(rows) + 0.3), layout="constrained", dpi=_DPI)
+    sizes = [cell.area or _size(cell.content) for row in rows for cell in row if cell and cell.content is not None]
+    lines = max(_wrapped(cell.title).count("\n") + 1 for row in rows for cell in row if cell)
+    height = min(max((2.95 * h / w for w, h in sizes), default=2.95), 6.0) + 0.4 + 0.25 * max(lines - 2, 0)
+    layout = ConstrainedLayoutEngine(h_pad=0.08 if lines > 2 else None)  # matplotlib reserves too little for 3 lines
+    figure = Picture(figsize=(3.5 * columns + 0.2, height * len(rows) + 0.3), layout=layout, dpi=_DPI)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for i, j in np.ndindex(axes.shape):
         ax: Any = axes[i, j]
@@ -83,9 +90,15 @@ def table(
         ax.set_axis_off()
         if cell is None:
             continue
-        ax.set_title(cell.title, fontsize=9, parse_math=False)
+        if cell.content is None:
+            ax.text(0.5, 0.5, _wrapped(cell.title), fontsize=9, color="0.35", parse_math=False,
+                    ha="center", va="center", transform=ax.transAxes)  # fmt: skip
+            continue
+        ax.set_title(_wrapped(cell.title), fontsize=9, parse_math=False)
         if (i, j) in ends:
-            heatmap(cell.content, ax, vmax=ends[i, j], part=part, photo=cell.photo, cmap=cmap)
+            heatmap(
+                cell.content, ax, vmax=ends[i, j], part=part, photo=cell.photo, area=cell.area, cmap=cmap
+            )  # fmt: skip
         else:
             ax.imshow(cell.content)
     described = {"each": "each map's colours end at its own", "column": "colours end at each column's largest",
@@ -96,11 +109,16 @@ def table(
     return figure
 
 
+def _wrapped(title: str) -> str:
+    """A title in lines that fit a cell."""
+    return "\n".join(textwrap.fill(line, 48) for line in title.split("\n"))
+
+
 def _scale_ends(rows, scale: str, percentile: float, part: str) -> dict[tuple[int, int], float]:
     """Relevance at the end of the colour scale of each heatmap, by row and column."""
     ends = {
         (i, j): limit(cell.content, percentile, part) for i, row in enumerate(rows) for j, cell in enumerate(row)
-        if cell and not isinstance(cell.content, Image.Image)
+        if cell and cell.content is not None and not isinstance(cell.content, Image.Image)
     }  # fmt: skip
     if scale == "each":
         return ends
@@ -112,8 +130,10 @@ def _size(content: Any) -> tuple[int, int]:
     return content.size if isinstance(content, Image.Image) else np.shape(content)[1::-1]
 
 
-def _wrap(cells: Sequence[Cell], columns: int) -> list[Sequence[Cell]]:
-    """The cells in rows of at most `columns` cells."""
+def wrap(cells: Sequence[Any], most: int) -> list[Sequence[Any]]:
+    """The cells in rows of at most `most` cells. All rows have the same length, except a shorter last one."""
+    rows = math.ceil(len(cells) / most)
+    columns = math.ceil(len(cells) / rows)
     return [cells[i : i + columns] for i in range(0, len(cells), columns)]
 
 
@@ -148,10 +168,10 @@ def explanation(
     seen, below = Cell(photo, "what the network saw"), photo if overlay else None
     maps = [Cell(relevance, title, below) for relevance, title in zip(relevances, titles, strict=True)]
     if places:
-        cells = zip([seen, *[None] * (len(maps) - 1)], maps, places, strict=True)
-        return table([[first, each, Cell(logits, "its logit at each place", below)] for first, each, logits in cells],
-                     caption, **style)  # fmt: skip
-    return table(_wrap([seen, *maps], min(len(maps) + 1, 4)), caption, **style)
+        title = "its logit at each place"
+        rows = [[seen, each, Cell(logits, title, below, photo.size)] for each, logits in zip(maps, places, strict=True)]
+        return table(rows, caption, **style)
+    return table(wrap([seen, *maps], 4), caption, **style)
 
 
 def layers(
@@ -181,7 +201,27 @@ def layers(
     for name, R in reversed(found):
         title = f"{name}, {'x'.join(map(str, R.shape))}\n{_share(R.sum(), score)} of the score"
         cells.append(Cell(_to_plane(R), title))
-    return table(_wrap(cells, columns), caption, **style)
+    return table(wrap(cells, columns), caption, **style)
+
+
+def readable(relevances: Mapping[str, Any], most: int = 23) -> dict[str, Any]:
+    """The layers to draw in one figure: all if there are at most `most`, else the first layer of each spatial size.
+
+    Args:
+        relevances: relevance by the name of the layer, in forward order, as for `layers`.
+        most: the largest number of layers to draw completely.
+
+    Returns:
+        The chosen layers, in the same order. The last one, the output, is always among them.
+    """
+    if len(relevances) <= most:
+        return dict(relevances)
+    chosen, size = {}, None
+    for name, R in relevances.items():
+        if np.shape(R)[:-1] != size:
+            chosen[name], size = R, np.shape(R)[:-1]
+    last = [*relevances][-1]
+    return chosen | {last: relevances[last]}
 
 
 def channels(relevance: Any, count: int = 8) -> list[Cell]:
@@ -222,12 +262,12 @@ def save(figure: Figure, file: str | Path, width: int | None = None) -> None:
     Args:
         figure: the figure.
         file: the file; its suffix (.png, .svg, .pdf) chooses the format.
-        width: width in pixels. By default, an inch has 150 pixels.
+        width: width in pixels. By default, an inch has 150 pixels, or fewer if the figure would be wider than 1600.
 
     Raises:
         OSError: the file cannot be written.
     """
-    dpi = _DPI if width is None else width / figure.get_figwidth()
+    dpi = min(_DPI, _WIDEST / figure.get_figwidth()) if width is None else width / figure.get_figwidth()
     smallest = 8.0 * 72 / dpi  # 8 pixels in points
     before = [(text, float(text.get_fontsize()), text.get_text()) for text in figure.findobj(Text)]
     for text, size, line in before:
@@ -239,11 +279,12 @@ def save(figure: Figure, file: str | Path, width: int | None = None) -> None:
     options = {
         ".svg": {"metadata": {"Date": None}},
         ".pdf": {"metadata": {"CreationDate": None}},
-        ".png": {"pil_kwargs": {"compress_level": 4}},  # half the time of the default level, files 2 % larger
+        # level 4 takes half the time of the default, for files 2 % larger
+        ".png": {"pil_kwargs": {"compress_level": 4}, "metadata": SOFTWARE},
     }.get(Path(file).suffix.lower(), {})
     try:
-        with rc_context({"svg.hashsalt": "lrp_jax", "svg.fonttype": "path"}):
-            figure.savefig(file, dpi=dpi, **options)
+        with rc_context({"svg.hashsalt": "lrp_jax", "svg.fonttype": "path"}), writing(file) as (part,):
+            figure.savefig(part, dpi=dpi, **options)
     finally:
         for text, size, line in before:
             text.set_fontsize(size)

@@ -20,6 +20,7 @@ def heatmap(
     percentile: float = 99.5,
     part: str = "both",
     photo: Image.Image | None = None,
+    area: tuple[int, int] | None = None,
     cmap: Any = COLOURS,
 ) -> Axes:
     """Draws relevance on a symmetric colour scale with white at zero.
@@ -30,7 +31,9 @@ def heatmap(
         vmax: relevance at the end of the colour scale. By default, it is a percentile of the absolute relevance.
         percentile: the percentile, from 0 to 100.
         part: one of `PARTS`.
-        photo: image below the heatmap, drawn in grey. The heatmap is then more transparent where relevance is small.
+        photo: image below the heatmap, drawn in light grey. The heatmap is then more transparent where relevance is
+            small.
+        area: width and height to which the heatmap is stretched. By default, those of the photo or of the relevance.
         cmap: a colour map whose middle is the colour of zero.
 
     Returns:
@@ -41,10 +44,12 @@ def heatmap(
     """
     values = pixels(relevance, part)
     vmax = limit(relevance, percentile, part) if vmax is None else vmax
-    extent, alpha = (0, values.shape[1], values.shape[0], 0), None
+    width, height = area or (photo.size if photo is not None else values.shape[::-1])
+    extent, alpha = (0, width, height, 0), None
     if photo is not None:
-        ax.imshow(photo.convert("L"), cmap="gray", vmin=0, vmax=255, extent=extent, aspect="auto")
-        alpha = _opacity(values, vmax)
+        ax.imshow(light_grey(photo), cmap="gray", vmin=0, vmax=255, extent=extent)
+        coarse = values.size < photo.width * photo.height / 16
+        values, alpha = np.sign(values) * vmax, _opacity(values, vmax, 1.0 if coarse else 0.5)
     drawn = ax.imshow(
         values, cmap=cmap, vmin=-vmax, vmax=vmax, interpolation="nearest", extent=extent, alpha=alpha  # pyright: ignore
     )  # fmt: skip
@@ -61,7 +66,7 @@ def heatmap(
 def transparent(
     relevance: Any, *, vmax: float | None = None, percentile: float = 99.5, part: str = "both", cmap: Any = COLOURS
 ) -> Image.Image:
-    """The heatmap alone as an RGBA image (H, W); pixels with less relevance are more transparent.
+    """The heatmap alone as an RGBA image (H, W): two colours; pixels with less relevance are more transparent.
 
     Args:
         relevance, vmax, percentile, part, cmap: as for `heatmap`.
@@ -71,14 +76,19 @@ def transparent(
     """
     values = pixels(relevance, part)
     vmax = limit(relevance, percentile, part) if vmax is None else vmax
-    rgba = cmap((values / vmax + 1) / 2)
+    rgba = cmap((np.sign(values) + 1) / 2)
     rgba[..., 3] = _opacity(values, vmax)
     return Image.fromarray(np.round(rgba * 255).astype(np.uint8))
 
 
-def _opacity(values: np.ndarray, vmax: float) -> np.ndarray:
-    """Alpha of each pixel: 0 for no relevance, 0.85 from `vmax` on."""
-    return np.minimum(np.abs(values) / vmax, 1) ** 0.5 * 0.85
+def light_grey(photo: Image.Image) -> Image.Image:
+    """A photo in grey, mixed with white, so that colours on it are visible."""
+    return Image.blend(photo.convert("L"), Image.new("L", photo.size, 255), 0.55)
+
+
+def _opacity(values: np.ndarray, vmax: float, exponent: float = 0.5) -> np.ndarray:
+    """Alpha of each pixel: 0 for no relevance, 0.85 from `vmax` on. A root makes small relevance visible."""
+    return np.minimum(np.abs(values) / vmax, 1) ** exponent * 0.85
 
 
 def montage(tiles: Sequence[tuple[Image.Image, Any]], *, side: int = 160) -> Image.Image:

@@ -1,0 +1,16 @@
+"""The name that a user probably meant."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Returns a question that names the most similar known name, with a space in front. Empty if none is similar."""
+    wanted = str(name).lower()
+
+    def likeness(other: str) -> tuple[float, bool]:
+        same_letters = sorted(wanted) == sorted(other.lower())  # two letters in the wrong order
+        return difflib.SequenceMatcher(None, wanted, other.lower()).ratio(), same_letters
+
+    nearest = max(known, key=likeness, default="")
+    return f" Did you mean {nearest!r}?" if nearest and likeness(nearest)[0] >= 0.5 else ""
