@@ -1,8 +1,10 @@
 """Writes coverage.md: recognized layers, conservation, and the difference between compiled and eager runs.
 
     python docs/coverage.py [PYTHON ...]
+    python docs/coverage.py --public
 
-Each PYTHON is an interpreter with another version of JAX, and with lrp_jax, dm-haiku and equinox.
+Each PYTHON is an interpreter with another version of JAX, and with lrp_jax, dm-haiku and equinox. With `--public`, only
+the section of public models is written again, from `docs/public/*.json`.
 """
 
 import collections
@@ -14,11 +16,15 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from public.table import PUBLIC_TITLE, public_section
 
 ROOT = Path(__file__).parents[1]
+COVERAGE = ROOT / "docs" / "coverage.md"
 sys.path.insert(0, str(ROOT / "tests"))
 
 HEAD = """# Coverage
+
+## Networks of this project
 
 Small networks with random weights, written as their users write them (`tests/zoo.py`), are explained by LRP-ε in
 float64.
@@ -80,11 +86,18 @@ def main(interpreters: list[str]) -> None:
     for same in zip(*found.values(), strict=True):
         lines.append(same[0][:4] + [cell for row in same for cell in row[4:]])
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    (ROOT / "docs" / "coverage.md").write_text(HEAD + table + "\n", encoding="utf-8")
+    write(HEAD + table + "\n")
+
+
+def write(first: str) -> None:
+    """Writes the first section, and the section of public models after it."""
+    COVERAGE.write_text(first + "\n" + public_section(), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--json"]:
+    if sys.argv[1:] == ["--public"]:
+        write(COVERAGE.read_text("utf-8").partition("\n" + PUBLIC_TITLE)[0])
+    elif sys.argv[1:] == ["--json"]:
         print(json.dumps({jax.__version__: measured()}))
     else:
         main(sys.argv[1:])
