@@ -4,7 +4,7 @@
 set -euo pipefail
 
 lrp-jax explain examples/castle.jpg --out examples --overwrite
-lrp-jax compare examples/castle.jpg --out docs --overwrite --width 1500 \
+lrp-jax compare examples/castle.jpg --out docs --overwrite --width 1000 \
     --show gradient gradient_times_input smooth_grad guided_backprop grad_cam \
            lrp_0 lrp_epsilon lrp_gamma epsilon_plus_flat overview_vgg16 epsilon_gamma_box
 lrp-jax layers examples/castle.jpg --out docs --overwrite --width 1500

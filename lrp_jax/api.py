@@ -221,11 +221,12 @@ class Explainer(Generic[Result]):
     def _explain(self, plan: Plan, x: Any, others: Any, target: Any, relevance: Any) -> tuple[Any, Static]:
         """The result of a call, and the shape of the logits."""
         checks.warn_of_batch_statistics(plan.graph, plan.steps)
+        checks.warn_of_closed_over_matrices(plan.graph)
         reported = [(s.name, s.inputs[0].aval) for s in plan.steps if self.layers and s.is_reported]
         taps = OrderedDict((name, compat.varying(jnp.zeros(a.shape, a.dtype), a)) for name, a in reported)
         logits, back = jax.vjp(lambda x, taps: run(plan, x, others, taps=taps, remat=self.remat), x, taps)
         if relevance is None:
-            checks.check_end(plan.steps)
+            checks.check_end(plan.steps, for_any_shift=self.output in outputs.FOR_ANY_SHIFT)
             targets.check_examples(logits, x)
         R = targets.relevance_at_output(self.output, logits, target, relevance)
         found, at_layers = back(R) if R.ndim == logits.ndim else _for_each(back, R, logits)

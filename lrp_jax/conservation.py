@@ -107,7 +107,7 @@ def _of_one(
     """For a batch of one example: the sums, the rows, and the steps, shape of the logits and resolution of the plan."""
     plan = make_plan(trace(function, x, others), composite)
     if relevance is None:
-        checks.check_end(plan.steps)
+        checks.check_end(plan.steps, for_any_shift=output in outputs.FOR_ANY_SHIFT)
     dtype = np.promote_types(plan.graph.output.aval.dtype, jnp.float32)
     blank = {i: jnp.zeros(len(TERMS), dtype) for i in range(len(plan.steps))}
     number = {step.end: i for i, step in enumerate(plan.steps)}

@@ -3,6 +3,7 @@
 Each step is a function whose cotangent is relevance. Reshapes, max-pools and fan-out use the ordinary VJP.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from lrp_jax.core.graph import Op, reader
 from lrp_jax.core.primitives import Trait
 from lrp_jax.planning import Plan
 from lrp_jax.recognize import Step
+from lrp_jax.rules.base import Layer, Rule
 from lrp_jax.rules.nonlinear import Route
 
 Carry = Callable[[Step], Callable[[Any, Any], Any]]
@@ -129,8 +131,31 @@ def apply_rule(step: Step, a: Any, params: Any, R: Any) -> Any:
         ValueError: the shape of the result is not that of the inputs.
     """
     assert step.rule is not None
-    found = step.rule(step.layer, a, params, R)
+    rule = _guarded(step.rule) if step.guarded else step.rule
+    found = rule(step.layer, a, params, R)
     if (given := jax.tree.map(jnp.shape, found)) != (expected := jax.tree.map(jnp.shape, a)):
         where = step.name or step.op
         raise ValueError(f"{step.rule} returned relevance of shape {given} for {where}; expected {expected}.")
     return jax.tree.map(lambda r, x: r.astype(x.dtype), found, a)
+
+
+def _guarded(rule: Rule) -> Callable[[Layer, Any, Any, Any], Any]:
+    """The rule, for a layer that computes NaN in places without relevance.
+
+    NaN in the inputs counts as 0, and NaN in the result too, because the relevance that these places get is 0. If
+    relevance arrives where the output is not finite, it becomes NaN, and so does the relevance of the inputs.
+    """
+
+    def guarded(layer, a, params, R):
+        z = layer(a, params)
+        faults = jax.tree.map(lambda z, R: ~jnp.isfinite(z) & (R != 0), z, R)
+        R = jax.tree.map(lambda fault, R: jnp.where(fault, jnp.nan, R).astype(R.dtype), faults, R)
+        is_fault = functools.reduce(jnp.logical_or, map(jnp.any, jax.tree.leaves(faults)))
+        found = rule(layer, jax.tree.map(_without_nan, a), params, R)
+        return jax.tree.map(lambda r: jnp.where(is_fault, r, _without_nan(r)), found)
+
+    return guarded
+
+
+def _without_nan(x: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isnan(x), jnp.zeros((), x.dtype), x) if jnp.issubdtype(x.dtype, jnp.inexact) else x

@@ -22,6 +22,14 @@ LOSSES = ("bias", "stabilizer", "zeros", "constants", "rule")
 constants, such as padding and masked values. `rule`: dropped by the rule itself; a negative amount is added by it.
 """
 
+_ABSORBED = {
+    "bias": "biases absorbed", "stabilizer": "stabilizers absorbed", "zeros": "outputs of zero dropped",
+    "constants": "constants received", "rule": "rules dropped",
+}  # fmt: skip
+
+_LITTLE = 0.1
+"""The verdict warns if a smaller share of the score reaches the input."""
+
 TERMS = ("received", "passed", *LOSSES, "mass", "negative")
 """The amounts in a row."""
 
@@ -129,6 +137,10 @@ class Ledger:
         share = self.relevance.sum() / self.score.sum() if self.score.sum() else 1.0
         worst = max(map(self.relative_residual, self.rows), default=0.0)
         text = f"The ledger balances: largest residual {worst:.1e}; {share:.2%} of the score reached the input."
+        if abs(share) < _LITTLE:
+            lost = {name: sum(e.losses[i].sum() for e in self.rows) / self.score.sum() for i, name in enumerate(LOSSES)}
+            reason = max(lost, key=lambda name: abs(lost[name]))
+            text += f" Little reached it: {_ABSORBED[reason]} {lost[reason]:.2%}."
         by_rule = [e for e in self.rows if np.any(np.abs(e.rule_loss) > self.tolerance * self._scale(e))]
         totals = [(e.name, e.rule_loss.sum()) for e in by_rule]
         amounts = [f"{abs(total):.3g} {'dropped' if total > 0 else 'added'} at {name}" for name, total in totals]

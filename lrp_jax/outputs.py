@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from lrp_jax.core.numbers import check_classes, check_number
 
 if TYPE_CHECKING:
     from jaxtyping import Array, ArrayLike, Float, Int
@@ -65,11 +68,13 @@ def contrast(*others: int) -> Output:
     Args:
         others: the indices of the other classes; by default all except the target.
 
-    Raises (when called):
-        ValueError: a class index is out of range.
+    Raises:
+        TypeError: a class index is not a whole number.
+        ValueError: when called, a class index is out of range.
 
     Montavon et al. 2019, section 10.3.
     """
+    check_classes(others)
 
     def output(logits: Float[Array, "*batch K"], target: Int[Array, "*batch"]) -> Float[Array, "*batch K"]:
         _check_classes(others, logits)
@@ -83,6 +88,10 @@ def contrast(*others: int) -> Output:
         return logit(logits, target) - jnp.where(rivals, logits * shares, jnp.zeros((), logits.dtype))
 
     return output
+
+
+FOR_ANY_SHIFT = (one_hot, probability)
+"""The output functions that do not change if the same number is added to all logits."""
 
 
 def log_odds(logits: Float[Array, "*batch K"], target: Int[Array, "*batch"]) -> Float[Array, "*batch K"]:
@@ -105,10 +114,11 @@ def several(*classes: int) -> Output:
     """The logits of these classes, 0 elsewhere. The target has no effect.
 
     Raises:
-        TypeError: no class is given.
+        TypeError: no class is given, or one is not a whole number.
     """
     if not classes:
         raise TypeError("outputs.several needs at least one class.")
+    check_classes(classes)
 
     def output(logits: Float[Array, "*batch K"], target: Int[Array, "*batch"]) -> Float[Array, "*batch K"]:
         del target
@@ -124,6 +134,7 @@ def regression(reference: float = 0.0) -> Output:
 
     Letzgus et al. 2022, "Toward Explainable Artificial Intelligence for Regression Models".
     """
+    check_number("reference", reference, negative=True)
     return lambda values, target: _at(target, values - reference)
 
 
@@ -135,6 +146,8 @@ def masked(mask: ArrayLike, output: Output = logit) -> Output:
             a segmentation.
         output: the output function that is multiplied.
     """
+    if np.asarray(mask).dtype != bool:
+        check_number("mask", mask, negative=True)
 
     def weighted(logits: Float[Array, "*batch K"], target: Int[Array, "*batch"]) -> Float[Array, "*batch K"]:
         weights = jnp.broadcast_to(jnp.asarray(mask, logits.dtype), logits.shape[:-1])

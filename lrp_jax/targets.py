@@ -54,11 +54,13 @@ def check_range(target: Any, shape: tuple[int, ...]) -> None:
 
 
 def check_logits(logits: Any) -> None:
-    """Raises ValueError if the logits have no axis of classes."""
+    """Raises ValueError if the logits have no axis of classes, or no classes."""
     if logits.ndim == 0:
         raise ValueError(
             "the function returned a scalar; expected logits with an axis of classes, for example shape (1,)."
         )
+    if logits.shape[-1] == 0:
+        raise ValueError(f"the function returned shape {logits.shape}, without classes; expected at least one logit.")
 
 
 def check_examples(logits: Any, x: Any) -> None:

@@ -59,7 +59,7 @@ def test_entries_can_be_added_to_presets():
     assert found["fc1"] == rules.Epsilon()
     assert found["fc2"] == rules.Zero()
     assert found["max_pool_0"] == rules.AveragePool()
-    assert str(preset).splitlines()[-1] == "first()                        -> Flat()"
+    assert str(preset).splitlines()[-1].split() == ["first()", "->", "Flat()"]
 
 
 def test_rules_of_overview_vgg16_are_those_of_the_overview_chapter():
@@ -88,7 +88,7 @@ def test_rules_of_overview_vgg16_are_those_of_the_overview_chapter():
         (
             [(kind("conv", "dense", "max_pool"), rules.Gamma())],
             ValueError,
-            "does not fit 'max_pool_0'.*it is a rule for add, avg_pool, conv",
+            "does not fit 'max_pool_0'.*it is a rule for add, avg_pool, constant_map, conv",
         ),
         ([(kind("conv", "dense", "activation"), rules.Epsilon())], ValueError, "does not fit 'activation_0'"),
         ([(kind("dense", "conv"), rules.Route())], ValueError, "does not fit 'conv1'"),
@@ -126,3 +126,24 @@ def test_a_composite_may_name_kinds_that_a_network_does_not_have():
     steps = lrp_jax.plan(fn, rules.Zero())(params, images()).steps
     assert [step.kind for step in steps] == ["max_pool", "reshape", "dense"]
     lrp_jax.plan(lambda w, x: x @ w, composites.epsilon_gamma_box(0, 1))(W, X)
+
+
+@pytest.mark.usefixtures("lenient")
+def test_excitation_backprop_of_zennit_has_no_rule_for_an_unmerged_batch_norm():
+    x, w, v = np.abs(X), W + 0.1, np.ones((4, 2))
+    scale = np.array([0.5, 2.0, 1.5, 3.0])
+    fn = lambda p, x: jax.nn.relu((x @ p[0]) * scale - 0.1) @ p[1]
+    found = lrp_jax.lrp(fn, composites.zennit.excitation_backprop().unmerged())((w, v), x, target=0)
+    hidden = x @ w
+    active = np.maximum(hidden * scale - 0.1, 0)
+    R = active / (active.sum(1, keepdims=True) + 1e-6) * active.sum(1, keepdims=True)  # z+ of the second layer
+    R = R * (active > 0) * scale  # the derivatives of the activation and of the BatchNorm
+    np.testing.assert_allclose(found, x * ((R / (hidden + 1e-6)) @ w.T), rtol=1e-9)
+
+
+def test_layers_are_reported_in_the_order_of_the_plan():
+    fn = lambda p, x: jax.nn.softmax(x @ p["q"] @ x.T) @ jax.nn.silu(x @ p["v"]) @ p["o"]
+    params = dict.fromkeys("qvo", W)
+    steps = lrp_jax.plan(fn, composites.attn_lrp())(params, X).steps
+    layers = lrp_jax.lrp(fn, composites.attn_lrp(), layers=True)(params, X, target=0).layers
+    assert list(layers) == [*(s.name for s in steps if s.is_reported), "output"]

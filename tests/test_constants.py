@@ -53,10 +53,10 @@ def test_layers_behind_stop_gradient_have_no_step():
 
 
 def test_generated_names_differ_from_names_of_parameters():
-    params = {"dense_0": {"w": W2}, "b": {"w": W2}}
-    fn = lambda p, x: jax.nn.relu(jax.nn.relu(x @ p["dense_0"]["w"]) @ W2) @ p["b"]["w"]
+    params = {"constant_map_0": {"w": W2}, "b": {"w": W2}}
+    fn = lambda p, x: jax.nn.relu(jax.nn.relu(x @ p["constant_map_0"]["w"]) @ W2) @ p["b"]["w"]
     _, layers, _ = lrp_jax.lrp(fn, rules.Zero(), layers=True)(params, np.ones((1, 2)))
-    assert list(layers) == ["dense_0", "dense_1", "b", "output"]
+    assert list(layers) == ["constant_map_0", "constant_map_1", "b", "output"]
 
 
 def test_a_negative_fill_value_needs_the_general_form():

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import resource
 import shutil
 import struct
 from pathlib import Path
@@ -62,6 +63,32 @@ def test_damaged_files_raise(damage, message, tmp_path):
     write_idx(labels, np.zeros(3, np.uint8))
     damage(images)
     with pytest.raises(WeightsError, match=message):
+        digits.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "data", "message"),
+    [
+        ((2**31, 28, 28), b"", "MNIST has at most 60,000 digits"),
+        ((3, 28, 28), bytes(2**28), "another number of values"),
+        ((2**32 - 1,) * 255, b"", "at most three axes"),
+    ],
+)
+def test_files_that_expand_are_refused_before_they_are_decompressed(shape, data, message, tmp_path):
+    images, labels = (tmp_path / file.filename for file in digits.FILES["test"])
+    write_idx(labels, np.zeros(3, np.uint8))
+    images.write_bytes(gzip.compress(struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape) + data))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(WeightsError, match=message):
+        digits.read(tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 100_000
+
+
+def test_labels_that_are_no_digits_are_refused(tmp_path):
+    images, labels = (tmp_path / file.filename for file in digits.FILES["test"])
+    write_idx(images, np.zeros((3, 28, 28), np.uint8))
+    write_idx(labels, np.array([1, 2, 10], np.uint8))
+    with pytest.raises(WeightsError, match="the labels reach 10; expected 0 to 9"):
         digits.read(tmp_path)
 
 
@@ -169,7 +196,7 @@ def test_networks_command_compares_the_networks(tmp_path, capsys):
     code, out, err = run(capsys, "mnist", "networks", "--count", 50, "--out", tmp_path)
     assert (code, err) == (0, "")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mnist_networks.png", "mnist_similarity.png"]
-    rows = [line.split() for line in out.splitlines()[5:8]]
+    rows = [line.split() for line in out.splitlines()[4:7]]
     assert [row[0] for row in rows] == list(NETWORKS)
     matrix = np.array([[float(v) for v in row[1:]] for row in rows])
     np.testing.assert_allclose(np.diag(matrix), 1)

@@ -39,9 +39,9 @@ def test_error_for_an_operation_without_a_rule_names_its_line_and_the_solution()
     [
         (jnp.sort, "pass `sort` at .*no rule covers it"),
         (lambda z: jnp.cumprod(z, axis=-1), "pass `cumprod` at .*no rule covers it"),
-        (jax.nn.log_softmax, "pass `reduce_sum` at .*return the logits before it"),
+        (lambda z: z.at[:, 0].set(jnp.exp(z).sum(-1)), "pass `reduce_sum` at .*return the logits before it"),
         (lambda z: z / z[:, ::-1], "pass `div` at .*divides by a value that depends on the input"),
-        (jnp.fft.fft, "its result is complex"),
+        (lambda z: jnp.exp(z.astype(complex)), "not linear and its values are complex"),
         (lambda z: jax.nn.one_hot(jnp.argmax(z, -1), 2), "`argmax` at .* has dtype int.*a custom rule"),
         (lambda z: jnp.round(z).astype(int).astype(float), "`convert_element_type` at .* has dtype int64"),
         (
@@ -145,3 +145,20 @@ def test_wrong_arguments_are_errors():
     )
     wrong = lambda layer, a, params, R: a[:1]
     fails(ValueError, "returned relevance of shape", lambda: lrp_jax.lrp(cnn, wrong)(params, x))
+
+
+@pytest.mark.parametrize(
+    ("fn", "x", "message"),
+    [
+        (lambda x: x @ np.ones((2, 0)), np.ones((3, 2)), "without classes; expected at least one logit"),
+        (lambda x: x, [1.0, 2.0], "is a list of numbers; expected an array"),
+        (
+            lambda x: jax.lax.conv_general_dilated(x, np.ones((3, 3, 3, 2)), (1, 1), "SAME"),
+            np.ones((8, 8, 3)),
+            r"failed: .*got 3 and 4. The explained argument has shape \(8, 8, 3\)..* pass x\[None\]",
+        ),
+    ],
+)
+def test_unusual_inputs_and_outputs_are_errors_with_advice(fn, x, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        lrp_jax.lrp(fn, rules.Epsilon())(x)

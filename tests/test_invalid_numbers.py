@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import lrp_jax
-from lrp_jax import outputs, rules
+from lrp_jax import composites, evaluation, methods, outputs, rules
+from lrp_jax.data.images import Preprocessing
 
 W, X = np.ones((4, 3)), np.ones((2, 4))
 linear = lambda w, x: x @ w
@@ -30,6 +31,45 @@ INVALID = {
     "relevance of truth values": (
         lambda: lrp_jax.lrp(linear, rules.Zero())(W, X, relevance=jnp.ones((2, 3), bool)), TypeError, "real numbers",
     ),
+    "a class that is a truth value": (lambda: outputs.several(True), TypeError, "a class is given by its index"),
+    "a class that is a fraction": (lambda: outputs.pairwise(1.5), TypeError, "a class is given by its index"),
+    "a reference that is no number": (lambda: outputs.regression(np.nan), ValueError, "reference must be finite"),
+    "a complex reference": (lambda: outputs.regression(1j), TypeError, "reference must be a number"),
+    "a mask of no numbers": (lambda: outputs.masked(np.nan), ValueError, "mask must be finite"),
+    "a complex mask": (lambda: outputs.masked(1j), TypeError, "mask must be a number"),
+    "no kind": (lambda: composites.kind(), TypeError, "at least one kind"),
+    "an empty kind": (lambda: composites.kind(""), TypeError, "a kind of layers is a name"),
+    "a count that is a truth value": (lambda: composites.first(count=True), ValueError, "count must be 1 or more"),
+    "a count that is a fraction": (lambda: composites.last(count=1.5), ValueError, "count must be 1 or more"),
+    "depths that are truth values": (lambda: composites.depth(False, True), TypeError, "depth must be a number"),
+    "a truth value as steps": (lambda: methods.integrated_gradients(linear, steps=True), ValueError, "steps=True"),
+    "a baseline that is no number": (
+        lambda: methods.integrated_gradients(linear, np.nan), ValueError, "baseline must be finite",
+    ),
+    "negative noise": (lambda: methods.smooth_grad(linear, -1), ValueError, "noise must not be negative"),
+    "noise that is no number": (lambda: methods.smooth_grad(linear, np.nan), ValueError, "noise must be finite"),
+    "a seed that is a fraction": (lambda: methods.smooth_grad(linear, seed=1.5), ValueError, "seed=1.5"),
+    "a window that is a truth value": (lambda: methods.occlusion(linear, True), ValueError, "whole numbers"),
+    "a fill that is no number": (lambda: methods.occlusion(linear, 2, fill=np.nan), ValueError, "fill must be finite"),
+    "removed fractions": (lambda: evaluation.remove(linear, removed=[1.5]), ValueError, "expected whole numbers"),
+    "a removal by no numbers": (
+        lambda: evaluation.remove(linear, removed=[1], pixels=False)(W, X, relevance=X * np.nan), ValueError,
+        "relevance must be finite",
+    ),
+    "similarity of complex maps": (
+        lambda: evaluation.cosine_similarity({"a": X * 1j}), TypeError, "must be a number",
+    ),
+    "similarity of maps of different examples": (
+        lambda: evaluation.cosine_similarity({"a": X, "b": X[:1]}), ValueError, "different shapes",
+    ),
+    "batches of no examples": (lambda: list(evaluation.padded_batches(X, 0)), ValueError, "size=0"),
+    "a tolerance that is no number": (
+        lambda: evaluation.tune(linear, candidates={"a": rules.Zero()}, removed=[1], tolerance=np.nan), ValueError,
+        "tolerance must be finite",
+    ),
+    "a crop that is a fraction": (lambda: Preprocessing(crop=22.5), ValueError, "crop=22.5"),
+    "a standard deviation of 0": (lambda: Preprocessing(std=(0, 1, 1)), ValueError, "std above 0"),
+    "a mean of fewer channels": (lambda: Preprocessing(mean=(0.5,)), ValueError, "equally many numbers"),
 }  # fmt: skip
 
 

@@ -62,6 +62,10 @@ MODELS = {
 def test_ledger_balances_and_agrees_with_lrp(model, composite):
     fn, params, x = MODELS[model]
     ledger = lrp_jax.conservation(fn, composite)(params, x, target=1)
+    if model == "mlp" and composite is PRESETS["zennit.excitation_backprop"]:  # the chain rule of the GELU
+        assert not ledger.balanced
+        assert "activation_0 (ChainRule()" in ledger.verdict
+        return
     assert ledger.balanced, ledger
     assert max(map(ledger.relative_residual, ledger.rows)) <= 1e-12
     explain = lrp_jax.lrp(fn, composite)

@@ -150,6 +150,16 @@ def test_unusable_sentences_raise_clear_errors(folder, tmp_path, monkeypatch):
     (tmp_path / "other/tokenizer.json").write_text("{}")
     with pytest.raises(TextError, match=r"tokenizer.json: not a readable tokenizer"):
         minilm.load(tmp_path / "other").tokens(["cats"])
+    with pytest.raises(TextError, match="is not valid Unicode"):
+        model.tokens(["\udcff"])
+    larger = Tokenizer(models.WordPiece({"[UNK]": 0, "cats": 99}, unk_token="[UNK]"))
+    larger.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    larger.save(str(tmp_path / "other/tokenizer.json"))
+    with pytest.raises(TextError, match="has token 99, but the network has 13 embeddings"):
+        minilm.load(tmp_path / "other").tokens(["cats"])
+    (tmp_path / "other/sentence_bert_config.json").write_text('{"max_seq_length": "10"}')
+    with pytest.raises(WeightsError, match="max_seq_length is '10'; expected a whole number from 3 to 12"):
+        minilm.load(tmp_path / "other").tokens(["cats"])
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(TextError, match=r"pip install 'lrp_jax\[text\]'"):
         minilm.load(folder).tokens(["cats"])
@@ -167,6 +177,17 @@ def test_unusable_folders_raise_clear_errors(folder, tmp_path, monkeypatch):
     fails(r"config\.json: hidden_act is 'relu', but this encoder supports only 'gelu'")
     (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in CONFIG.items() if k != "hidden_size"}))
     fails(r"config\.json: hidden_size missing")
+    for key, value in (
+        ("num_hidden_layers", 10**9), ("hidden_size", "8"), ("vocab_size", -1), ("num_attention_heads", 0),
+        ("layer_norm_eps", float("nan")), ("type_vocab_size", True), ("intermediate_size", [1]),
+    ):  # fmt: skip
+        (tmp_path / "config.json").write_text(json.dumps(CONFIG | {key: value}))
+        fails(rf"config\.json: {key} is .*; expected a number that such a network can have")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"num_attention_heads": 3}))
+    fails("hidden_size must be a multiple of num_attention_heads")
+    for content in ("[1]", "[" * 100_000):
+        (tmp_path / "config.json").write_text(content)
+        fails(r"config\.json: not a readable JSON file")
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     fails(r"model\.safetensors: no such file")
     save_file({k: v for k, v in tensors().items() if "layer.1.output.dense" not in k}, tmp_path / "model.safetensors")

@@ -71,7 +71,11 @@ def test_only_a_subtracted_maximum_is_part_of_the_softmax():
 
 @pytest.mark.parametrize(
     "fn",
-    [jax.nn.logsumexp, lambda x: jax.nn.logsumexp(x, where=MASK), lambda x: jnp.exp(x).astype(jnp.float32).sum()],
+    [
+        lambda x: jnp.exp(x).sum(),
+        lambda x: jnp.where(MASK, jnp.exp(x), 0).sum(),
+        lambda x: jnp.exp(x).astype(jnp.float32).sum(),
+    ],
     ids=["plain", "masked", "converted"],
 )
 def test_sums_of_exponentials_are_errors(fn):
@@ -108,7 +112,8 @@ def test_ledger_of_softmax_has_the_constant_of_its_tangent_as_bias():
 
 
 @pytest.mark.parametrize(
-    "fn", [jax.nn.log_softmax, jax.nn.logsumexp, lambda x: jnp.exp(x) / jnp.exp(2 * x).sum(), lambda x: x / x[:, ::-1]]
+    "fn",
+    [lambda x: jnp.log(1 + jnp.exp(x).sum()), lambda x: jnp.exp(x) / jnp.exp(2 * x).sum(), lambda x: x / x[:, ::-1]],
 )
 def test_functions_similar_to_softmax_or_normalization_are_errors(fn):
     with pytest.raises(lrp_jax.UncoveredOpError, match=r"pass `(reduce_sum|div)`"):
@@ -292,3 +297,41 @@ def test_causal_attention_in_low_precision_is_finite(dtype):
     assert found.dtype == dtype
     assert np.isfinite(np.asarray(found, np.float32)).all()
     assert not np.asarray(found, np.float32)[:, 1:].any()  # the first token attends only to itself
+
+
+@pytest.mark.parametrize(
+    "scaled",
+    [
+        lambda w: w * 0.5,
+        lambda w: w / 0.8,  # the scale of a dropout
+        lambda w: w * np.arange(1.0, 6)[:, None],
+        lambda w: jnp.where(np.arange(5) < 4, w, 0) / 0.8,
+        lambda w: (w[:, None] * np.array([1.0, 3.0])[:, None, None]).reshape(-1, 10, 5),
+    ],
+)
+def test_a_softmax_times_a_constant_is_still_the_weights_of_an_attention(scaled):
+    rng = np.random.default_rng(3)
+    p, x = {n: rng.normal(size=(4, 4)) / 2 for n in "qkvo"}, rng.normal(size=(2, 5, 4))
+
+    def fn(p, x, constant=lambda w: w):
+        weights = constant(scaled(jax.nn.softmax((x @ p["q"]) @ (x @ p["k"]).swapaxes(1, 2))))
+        return (weights @ (x @ p["v"])).sum(1) @ p["o"]
+
+    expected = lrp_jax.lrp(lambda p, x: fn(p, x, jax.lax.stop_gradient), composites.cp_lrp())(p, x, target=0)
+    np.testing.assert_allclose(lrp_jax.lrp(fn, composites.cp_lrp())(p, x, target=0), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        lambda z: jnp.clip(z + 3, 0, 6) * (1 / 6),
+        lambda z: jnp.minimum(jnp.maximum(z + 3, 0), 6) * 0.16666667,
+        lambda z: jax.nn.relu6(z + 3) / 6,
+        lambda z: jnp.clip(z / 6 + 0.5, 0, 1),
+    ],
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_hard_sigmoid_is_a_gate_however_it_is_rounded(gate, dtype):
+    x, w = jnp.ones((2, 4), dtype), jnp.ones((4, 4), dtype)
+    plan = lrp_jax.plan(lambda w, x: (x @ w) * gate(x @ w), composites.cp_lrp())(w, x)
+    assert plan.steps[-1].kind == "gate"

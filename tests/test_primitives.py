@@ -30,6 +30,14 @@ FUNCTIONS = {
     "reduce_max": lambda x: x.max(1),
     "reduce_min": lambda x: x.min(1),
     "reduce_window_max": lambda x: lax.reduce_window(x, -np.inf, lax.max, **POOL),
+    "reduce_window_min": lambda x: lax.reduce_window(x - 0.5, np.inf, lax.min, **POOL),
+    "scatter-add": lambda x: jnp.zeros((2, 3)).at[:, np.array([0, 0, 2, 2])].add(x),
+    "scatter-max": lambda x: jnp.zeros((2, 3)).at[:, np.array([0, 0, 2, 2])].max(x - 0.5),
+    "scatter-min": lambda x: jnp.zeros((2, 3)).at[:, np.array([0, 0, 2, 2])].min(x - 0.5),
+    "cummax": lambda x: lax.cummax(x - 0.5, 1),
+    "cummin": lambda x: lax.cummin(x - 0.5, 1),
+    "top_k": lambda x: lax.top_k(x - 0.5, 2)[0],
+    "approx_top_k": lambda x: lax.approx_max_k(x - 0.5, 2)[0],
     "reshape": lambda x: lax.reshape(x, (8,)),
     "squeeze": lambda x: lax.squeeze(x[:1], (0,)),
     "transpose": lambda x: x.T,
@@ -68,6 +76,18 @@ FUNCTIONS = {
     "erf": lambda x: lax.erf(x - 0.5),
     "erfc": lambda x: lax.erfc(x - 0.5),
     "erf_inv": lambda x: lax.erf_inv(x - 0.5),
+    "lgamma": lax.lgamma,
+    "digamma": lax.digamma,
+    "polygamma": lambda x: lax.polygamma(jnp.full_like(x, 2.0), x),
+    "igamma": lambda x: lax.igamma(jnp.full_like(x, 2.0), x),
+    "igammac": lambda x: lax.igammac(jnp.full_like(x, 2.0), x),
+    "regularized_incomplete_beta": lambda x: lax.betainc(jnp.full_like(x, 2.0), jnp.full_like(x, 3.0), x),
+    "zeta": lambda x: lax.zeta(2 + x, jnp.full_like(x, 2.0)),
+    "bessel_i0e": lax.bessel_i0e,
+    "bessel_i1e": lambda x: lax.bessel_i1e(x - 0.5),
+    "atan2": lambda x: lax.atan2(x - 0.5, jnp.full_like(x, 0.3)),
+    "rem": lambda x: lax.rem(x - 0.5, jnp.full_like(x, 0.3)),
+    "nextafter": lambda x: lax.nextafter(x, jnp.full_like(x, 2.0)),
     "sin": lambda x: jnp.sin(9 * x),
     "cos": lambda x: jnp.cos(9 * x),
     "tan": jnp.tan,
@@ -110,7 +130,7 @@ FUNCTIONS = {
 # Of other versions of JAX, or made by transformations only
 ELSEWHERE = {
     "pjit", "closed_call", "core_call", "remat", "checkpoint", "custom_vjp_call", "copy_p", "expand_dims", "stack",
-    "tile", "sharding_constraint", "pvary", "pcast", "add_any", "while", "copy",
+    "tile", "unstack", "select_if_vmap", "sharding_constraint", "pvary", "pcast", "add_any", "while", "copy",
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from lrp_jax.composites.presets import (
     epsilon_gamma_box,
     epsilon_plus,
     epsilon_plus_flat,
+    overview,
     overview_vgg16,
 )
 from lrp_jax.composites.selectors import Selector, depth, first, kind, last
@@ -34,6 +35,7 @@ __all__ = [
     "last",
     "lrp_toolbox",
     "montavon",
+    "overview",
     "overview_vgg16",
     "relevancepropagation_jl",
     "zennit",

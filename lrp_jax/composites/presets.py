@@ -82,6 +82,32 @@ def overview_vgg16(low: Any, high: Any, *, norm: NormAxes = "sample") -> Composi
     ])  # fmt: skip
 
 
+def overview(low: Any, high: Any) -> Composite:
+    """The idea of the overview chapter, for convolutional networks of any kind, with BatchNorm and residuals.
+
+    - Dense layers have LRP-epsilon.
+    - The convolutions of the second half (nearer to the output) have LRP-epsilon, with epsilon = 0.25 times the root
+      mean square of z over an example.
+    - The convolutions of the first half have LRP-gamma with gamma = 0.25.
+    - The first layer has the z^B rule.
+
+    `overview_vgg16` follows the chapter literally. Its stabilizers ignore the sign of z, so it needs layers whose
+    outputs are positive.
+
+    Args:
+        low, high: the values of a black and a white pixel after preprocessing: one number, or one for each channel.
+
+    Montavon et al. 2019, "Layer-Wise Relevance Propagation: An Overview", section 10.3.
+    """
+    return Composite([
+        _SHARES,
+        (kind("dense"), rules.Epsilon(1e-6)),
+        (kind("conv"), rules.Epsilon(rules.Stabilizer(0.25, norm="sample"))),
+        (depth(0, 0.5, "conv"), rules.Gamma(0.25)),
+        (first(), rules.ZBox(low, high)),
+    ])  # fmt: skip
+
+
 def attn_lrp(eps: float | rules.Stabilizer = 1e-6) -> Composite:
     """AttnLRP for transformers: LRP-epsilon for layers with weights, half of the relevance to each factor of a product.
 

@@ -3,9 +3,10 @@
 import dataclasses
 import difflib
 import fnmatch
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from typing import Any, Protocol
 
+from lrp_jax.core.numbers import check_number, is_whole
 from lrp_jax.rules.kinds import KINDS, WEIGHTED, is_move
 
 
@@ -18,6 +19,10 @@ class Step(Protocol):
     def kind(self) -> str: ...
     @property
     def weight(self) -> Hashable: ...
+    @property
+    def inputs(self) -> Sequence[Any]: ...
+    @property
+    def outputs(self) -> Sequence[Any]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +31,7 @@ class Position:
 
     Attributes:
         kinds: the kinds that are counted; no other step is selected.
-        low, high: depths, from 0 (the layer next to the input) to 1. Among n layers, number i (from 0) has the depth
-            i / (n - 1). A layer that is used several times, as in a loop, has the depth of its first use.
+        low, high: depths, from 0 (the layers next to the input) to 1 (those farthest from it). See `depth`.
     """
 
     kinds: tuple[str, ...]
@@ -41,9 +45,12 @@ class Position:
 
     def among(self, steps: Sequence[Step]) -> list[Step]:
         """The selected steps, in order."""
-        layers = _layers(steps, self.kinds)
-        span = max(len(layers) - 1, 1)
-        return [step for i, uses in enumerate(layers) if self.low <= i / span <= self.high for step in uses]
+        counted = [step for step in steps if step.kind in self.kinds]
+        if (self.low, self.high) == (0, 1):
+            return counted
+        ranks = _distances(steps, self.kinds, _explained(steps))
+        span = max(ranks.values(), default=0) or 1
+        return [step for step in counted if self.low <= ranks[_layer(step)] / span <= self.high]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,27 +59,39 @@ class End:
 
     Attributes:
         kinds: the kinds that are counted; no other step is selected.
-        from_input: True for the first steps, counted from the input; False for the last.
-        count: how many.
+        from_input: True for the first steps, False for the last.
+        count: how many layers there may be on a way from the input to such a layer, with this layer.
+        in_order: True counts layers in the order of their execution instead. The result then depends on the order in
+            which independent layers are written.
     """
 
     kinds: tuple[str, ...]
     from_input: bool
     count: int = 1
+    in_order: bool = False
 
     def __post_init__(self):
-        if self.count < 1:
+        if not is_whole(self.count) or self.count < 1:
             raise ValueError(f"{self}: count must be 1 or more.")
 
     def __str__(self) -> str:
         given = [_quoted(self.kinds)] * (self.kinds != WEIGHTED) + [f"count={self.count}"] * (self.count != 1)
+        given += ["in_order=True"] * self.in_order
         return f"{'first' if self.from_input else 'last'}({', '.join(given)})"
 
     def among(self, steps: Sequence[Step]) -> list[Step]:
-        """The selected steps, or all if there are fewer than `count`."""
-        layers = _layers(steps, self.kinds)
-        chosen = layers[: self.count] if self.from_input else layers[-self.count :]
-        return [step for uses in chosen for step in uses]
+        """The selected steps, in order; all if there are fewer layers than `count`."""
+        counted = [step for step in steps if step.kind in self.kinds]
+        if self.in_order:
+            layers = list(dict.fromkeys(map(_layer, counted)))
+            chosen = set(layers[: self.count] if self.from_input else layers[-self.count :])
+        else:
+            read = {v for step in steps for v in step.inputs}
+            results = [v for step in steps for v in step.outputs if v not in read]
+            starts = [[value] for value in _explained(steps)] if self.from_input else [results]
+            ranks = [_distances(steps, self.kinds, start, backward=not self.from_input) for start in starts]
+            chosen = {layer for rank in ranks for layer, n in rank.items() if n < self.count}
+        return [step for step in counted if _layer(step) in chosen]
 
 
 Selector = str | Position | End | Callable[[Any], bool]
@@ -91,26 +110,45 @@ def kind(*kinds: str) -> Position:
         kinds: names in `rules.KINDS`, such as `conv` or `max_pool`, or names of primitives of JAX.
 
     Raises:
+        TypeError: no kind is given, or one is not a name.
         ValueError: a name is similar to a name in `rules.KINDS`, but not equal.
     """
+    if not kinds:
+        raise TypeError("kind() needs at least one kind, such as 'conv'.")
     return Position(check_kinds(kinds))
 
 
 def first(*kinds: str, count: int = 1) -> End:
-    """Selects the first `count` layers of these kinds (by default those with weights)."""
+    """Selects the layers of these kinds (by default those with weights) that are next to the explained input.
+
+    A layer is a first one if no other of these layers is on any way from an array of the explained argument to it. So
+    several layers are selected if several of them read the input. If several arrays are explained, each has its own
+    first layers.
+
+    Args:
+        kinds: as for `kind`.
+        count: 1 for the first layers; n also selects layers with up to n - 1 others before them on each way. Repeated
+            uses of one weight are one layer.
+    """
     return End(check_kinds(kinds) or WEIGHTED, True, count)
 
 
 def last(*kinds: str, count: int = 1) -> End:
-    """Selects the last `count` layers of these kinds (by default those with weights)."""
+    """Selects the layers of these kinds (by default those with weights) that are next to the output.
+
+    A layer is a last one if no other of these layers is on any way from it to the output. `count` is as for `first`.
+    """
     return End(check_kinds(kinds) or WEIGHTED, False, count)
 
 
 def depth(low: float, high: float, *kinds: str) -> Position:
     """Selects the layers of these kinds (by default those with weights) from depth `low` to depth `high`.
 
-    Depth is 0 at the first of these layers and 1 at the last one.
+    Depth is 0 at the layers next to the input and 1 at those farthest from it. It counts the layers on the longest way
+    from the input: among n layers, one after another, number i (from 0) has the depth i / (n - 1). A layer that is used
+    several times, as in a loop, has the depth of its use next to the input.
     """
+    check_number("depth", (low, high))
     if not 0 <= low <= high <= 1:
         raise ValueError(f"depth({low}, {high}): expected fractions 0 <= low <= high <= 1.")
     return Position(check_kinds(kinds) or WEIGHTED, low, high)
@@ -119,7 +157,7 @@ def depth(low: float, high: float, *kinds: str) -> Position:
 def check_kinds(kinds: tuple[str, ...]) -> tuple[str, ...]:
     """The kinds. Raises ValueError if one is a misspelled kind, TypeError if one is not a string."""
     for name in kinds:
-        if not isinstance(name, str):
+        if not isinstance(name, str) or not name:
             raise TypeError(f"a kind of layers is a name such as 'conv'; got {name!r}.")
         near = difflib.get_close_matches(name, sorted(KINDS), n=1, cutoff=0.75)
         if near and name not in KINDS and not is_move(name):
@@ -156,13 +194,41 @@ def _with_name(name: str, steps: Sequence[Step]) -> list[Step]:
     return found
 
 
-def _layers(steps: Sequence[Step], kinds: tuple[str, ...]) -> list[list[Step]]:
-    """The steps of some kinds, grouped by layer: all uses of one weight are one layer."""
-    layers: dict[Hashable, list[Step]] = {}
-    for step in steps:
+def _layer(step: Step) -> Hashable:
+    """The layer of a step. All uses of one weight are one layer."""
+    return step.kind, step.weight or tuple(step.outputs)
+
+
+def _explained(steps: Sequence[Step]) -> list[Any]:
+    """The arrays of the explained argument that the steps read."""
+    return list(dict.fromkeys(v for step in steps for v in step.inputs if v.explained))
+
+
+def _distances(
+    steps: Sequence[Step], kinds: Collection[str], ends: Iterable[Any], *, backward: bool = False
+) -> dict[Hashable, int]:
+    """The rank of each layer by the number of layers on the longest way to it from some values, over all its uses.
+
+    Args:
+        steps: the steps in order.
+        kinds: the kinds of layers.
+        ends: the values where the ways start.
+        backward: whether ways go from outputs of steps to inputs.
+    """
+    passed = dict.fromkeys(ends, 0)
+    found: dict[Hashable, int] = {}
+    for step in reversed(steps) if backward else steps:
+        before, after = (step.outputs, step.inputs) if backward else (step.inputs, step.outputs)
+        count = max((passed[v] for v in before if v in passed), default=None)
+        if count is None:
+            continue
         if step.kind in kinds:
-            layers.setdefault((step.kind, step.weight or id(step)), []).append(step)
-    return list(layers.values())
+            layer = _layer(step)
+            found[layer] = min(count, found.get(layer, count))
+            count += 1
+        passed |= {v: max(count, passed.get(v, 0)) for v in after}
+    ranks = {count: rank for rank, count in enumerate(sorted(set(found.values())))}
+    return {layer: ranks[count] for layer, count in found.items()}
 
 
 def _quoted(kinds: tuple[str, ...]) -> str:

@@ -2,7 +2,9 @@
 
 All stabilizers are 1e-6, signed. Biases absorb relevance. LRP-gamma is generalized. A BatchNorm is merged into the
 layer beside it, as by zennit's canonizers. With `epsilon_plus().unmerged()`, a BatchNorm hands relevance on unchanged,
-as in zennit without canonizers. In zennit, relevance usually starts from 1 at the explained class:
+as in zennit without canonizers; with `excitation_backprop().unmerged()`, it multiplies relevance by its factor. The
+first layer is the one that is executed first, even if others read the input too: zennit takes the first in the order
+of its modules. In zennit, relevance usually starts from 1 at the explained class:
 `output=outputs.one_hot`.
 
 `guided_backprop` and `deconvnet` do not return relevance. They return gradients that are changed at activations.
@@ -16,12 +18,16 @@ import jax.numpy as jnp
 
 from lrp_jax import rules
 from lrp_jax.composites.composite import Composite
-from lrp_jax.composites.selectors import first, kind
+from lrp_jax.composites.selectors import End, kind
 from lrp_jax.rules.base import FIXED, LINEAR, SUMS
-from lrp_jax.rules.kinds import kinds_in
+from lrp_jax.rules.kinds import WEIGHTED, kinds_in
 
 Eps = float | rules.Stabilizer
 """A number, for the signed stabilizer of this size, or a stabilizer."""
+
+
+def _first(*kinds: str) -> End:
+    return End(kinds or WEIGHTED, True, in_order=True)
 
 
 def _layers(conv: rules.LinearRule, epsilon: Eps, stabilizer: Eps, *, zero_bias: bool) -> Composite:
@@ -44,7 +50,7 @@ def epsilon_gamma_box(
     """`EpsilonGammaBox`: epsilon for dense layers, gamma for convolutions, z^B for the first convolution."""
     options = _options(stabilizer, zero_bias)
     layers = _layers(rules.Gamma(gamma, **options), epsilon, stabilizer, zero_bias=zero_bias)
-    return layers + [(first("conv"), rules.ZBox(low, high, **options))]
+    return layers + [(_first("conv"), rules.ZBox(low, high, **options))]
 
 
 def epsilon_plus(epsilon: Eps = 1e-6, stabilizer: Eps = 1e-6, *, zero_bias: bool = False) -> Composite:
@@ -54,7 +60,7 @@ def epsilon_plus(epsilon: Eps = 1e-6, stabilizer: Eps = 1e-6, *, zero_bias: bool
 
 def epsilon_plus_flat(epsilon: Eps = 1e-6, stabilizer: Eps = 1e-6, *, zero_bias: bool = False) -> Composite:
     """`EpsilonPlusFlat`: `EpsilonPlus`, with the flat rule for the first layer."""
-    return epsilon_plus(epsilon, stabilizer, zero_bias=zero_bias) + [(first(), rules.Flat(eps=stabilizer))]
+    return epsilon_plus(epsilon, stabilizer, zero_bias=zero_bias) + [(_first(), rules.Flat(eps=stabilizer))]
 
 
 def epsilon_alpha2_beta1(epsilon: Eps = 1e-6, stabilizer: Eps = 1e-6, *, zero_bias: bool = False) -> Composite:
@@ -65,13 +71,7 @@ def epsilon_alpha2_beta1(epsilon: Eps = 1e-6, stabilizer: Eps = 1e-6, *, zero_bi
 
 def epsilon_alpha2_beta1_flat(epsilon: Eps = 1e-6, stabilizer: Eps = 1e-6, *, zero_bias: bool = False) -> Composite:
     """`EpsilonAlpha2Beta1Flat`: `EpsilonAlpha2Beta1`, with the flat rule for the first layer."""
-    return epsilon_alpha2_beta1(epsilon, stabilizer, zero_bias=zero_bias) + [(first(), rules.Flat(eps=stabilizer))]
-
-
-def excitation_backprop(stabilizer: Eps = 1e-6, *, zero_bias: bool = False) -> Composite:
-    """`ExcitationBackprop`: z+ for all layers with weights."""
-    rule = rules.ZPlus(**_options(stabilizer, zero_bias))
-    return _layers(rule, 0.0, stabilizer, zero_bias=zero_bias) + [(kind("dense"), rule)]
+    return epsilon_alpha2_beta1(epsilon, stabilizer, zero_bias=zero_bias) + [(_first(), rules.Flat(eps=stabilizer))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +108,17 @@ class PositivePart(rules.Rule):
         slope = jax.vjp(lambda a: layer(a, params), a)[1](rules.positive(R))[0]
         flat_below = layer(-jnp.ones_like(a), params) == 0  # as ReLU, whose derivative at 0 is 0
         return jnp.where((a == 0) & flat_below, jnp.zeros_like(slope), slope)
+
+
+def excitation_backprop(stabilizer: Eps = 1e-6, *, zero_bias: bool = False) -> Composite:
+    """`ExcitationBackprop`: z+ for all layers with weights.
+
+    An activation, and a BatchNorm that is not merged, multiply relevance by their derivative: zennit has no rule for
+    them here.
+    """
+    rule = rules.ZPlus(**_options(stabilizer, zero_bias))
+    layers = _layers(rule, 0.0, stabilizer, zero_bias=zero_bias)
+    return layers + [(kind("dense"), rule), (kind("scale", "shift"), Derivative()), (kind("activation"), ChainRule())]
 
 
 def _changed_gradient(guided: bool) -> Composite:

@@ -32,7 +32,7 @@ class Function:
         explained = x if isinstance(self.argnums, Sequence) else (x,)
         count = len(others) + len(explained)
         rest, found = iter(others), dict(zip(self.positions(count), explained, strict=True))
-        result = self.fn(*(found[i] if i in found else next(rest) for i in range(count)))
+        result = with_known_constants(self.fn)(*(found[i] if i in found else next(rest) for i in range(count)))
         if callable(self.select):
             return self.select(result)
         return result if self.select is None else result[self.select]
@@ -49,7 +49,7 @@ class Function:
         where = self.positions(len(args))
         for i, arg in enumerate(args):
             for leaf in jax.tree.leaves(arg):
-                _check_leaf(leaf, i, explained=i in where)
+                _check_leaf(arg, leaf, i, explained=i in where)
         explained = tuple(args[i] for i in where)
         others = tuple(arg for i, arg in enumerate(args) if i not in where)
         return (explained if isinstance(self.argnums, Sequence) else explained[0]), others
@@ -69,11 +69,55 @@ class Function:
         return where
 
 
-def _check_leaf(leaf: Any, position: int, explained: bool) -> None:
-    if not hasattr(leaf, "dtype") and (isinstance(leaf, bool) or not isinstance(leaf, int | float | complex)):
+def with_known_constants(fn: Callable) -> Callable:
+    """The function; if Python needs the value of an array in it, operations on constants run while it is traced.
+
+    `int(jnp.sqrt(16.0))` is an example.
+
+    Raises:
+        TypeError: Python needs a value that depends on the arguments.
+    """
+
+    def call(*args):
+        try:
+            return fn(*args)
+        except _NEEDS_VALUE:
+            pass
+        try:
+            with jax.ensure_compile_time_eval():
+                return fn(*args)
+        except _NEEDS_VALUE as error:
+            raise TypeError(
+                "the function to explain needs the value of an array that depends on its arguments, for example in"
+                " `if`, `int(...)` or a NumPy function, but it is traced without values. Use jnp.where and functions of"
+                " jnp, or bind the argument that decides beforehand with functools.partial."
+            ) from error
+
+    return call
+
+
+_NEEDS_VALUE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.TracerArrayConversionError,
+)
+
+
+def _check_leaf(arg: Any, leaf: Any, position: int, explained: bool) -> None:
+    is_number = isinstance(leaf, int | float | complex) and not isinstance(leaf, bool)
+    if not hasattr(leaf, "dtype") and not is_number:
+        advice = "bind such arguments beforehand, for example with functools.partial"
+        if callable(arg):  # a module of Equinox, whose functions are leaves
+            advice = (
+                f"if it is a model, explain the model itself, lrp({type(arg).__name__.lower()}, composite)(x), or pass"
+                " only its arrays: arrays, rest = eqx.partition(model, eqx.is_array), and in the function"
+                " eqx.combine(arrays, rest)(x)"
+            )
+        raise TypeError(f"argument {position} contains {leaf!r}, which is not an array; {advice}.")
+    if explained and isinstance(arg, list | tuple) and is_number and not hasattr(leaf, "dtype"):
         raise TypeError(
-            f"argument {position} contains {leaf!r}, which is not an array; bind such arguments beforehand, "
-            "for example with functools.partial."
+            f"the explained argument {position} is a {type(arg).__name__} of numbers; expected an array. Convert it"
+            " with jnp.asarray(x, float)."
         )
     if explained and not jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.floating):
         raise TypeError(

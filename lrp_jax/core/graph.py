@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 from lrp_jax.core import compat
@@ -18,6 +18,10 @@ class Value:
         array: the array itself, if it is a constant of the traced function.
         path: key path of the parameter from which it is computed.
         number: if all its elements are equal to one known number, this number.
+        given: whether it is computed from a floating-point argument that is not explained, or has a name
+            (`jax.ad_checkpoint.checkpoint_name`).
+        closed_over: whether it is computed from a floating-point array that the traced function closes over.
+        explained: whether it is an array of the explained argument.
         influenced: whether it depends on the explained input. Dependence through `stop_gradient` does not count.
         reached: whether it depends on the explained input. Dependence through decisions does not count.
         live: whether relevance can reach it: it is reached, and the output depends on it. Dependence through decisions
@@ -28,6 +32,9 @@ class Value:
     array: Any = None
     path: str = ""
     number: float | None = None
+    given: bool = False
+    closed_over: bool = False
+    explained: bool = False
     influenced: bool = False
     reached: bool = False
     live: bool = False
@@ -153,19 +160,55 @@ class Graph:
         users = self.users.get(value, [])
         return users[0] if len(users) == 1 and users[0].live and value is not self.output else None
 
-    def origin(self, value: Value) -> Value:
-        """The first of all constant values that the same operations compute from the same parameters."""
-        return self._origins.get(value, value)
+    def origin(self, value: Value) -> Hashable:
+        """A key that is equal for all constant values that the same operations compute from the same parameters."""
+        return self._origins.get(value, _identity(value))
 
     @functools.cached_property
-    def _origins(self) -> dict[Value, Value]:
-        origins: dict[Value, Value] = {}
-        made: dict[Any, Value] = {}
+    def weights(self) -> set[Value]:
+        """The operands of contractions that are weights of layers. Every other constant operand is a fixed matrix.
+
+        Values computed from arguments are weights, and values with a name. Values computed from arrays that the
+        function closes over are weights if the function has no other weights, or only fewer, none of which is inside a
+        pytree.
+        """
+        given, closed_over = self._operands
+        few = not any(v.path for v in given) and self.distinct(given) < self.distinct(closed_over)
+        return given | closed_over if few else given
+
+    @property
+    def closed_over(self) -> set[Value]:
+        """The operands of contractions that are closed over and are not weights of layers."""
+        return self._operands[1] - self.weights
+
+    @functools.cached_property
+    def _operands(self) -> tuple[set[Value], set[Value]]:
+        """The constant operands of contractions that are computed from arguments, and those that are closed over."""
+        contractions = [op for op in self.ops if op.live and op.has(Trait.CONTRACTION | Trait.SPARSE)]
+        operands = {v for op in contractions for v in op.constant_inputs}
+        given = {v for v in operands if v.given}
+        return given, {v for v in operands if v.closed_over} - given
+
+    def distinct(self, values: Iterable[Value]) -> int:
+        """How many of these constant values are computed in different ways."""
+        return len(set(map(self.origin, values)))
+
+    @functools.cached_property
+    def _origins(self) -> dict[Value, Hashable]:
+        origins: dict[Value, Hashable] = {}
+        made: dict[Hashable, Value] = {}
         for op in self.ops:
             if not op.live:
-                key = op.name, repr(op.eqn.params), *(origins.get(v, v) for v in op.inputs)
+                key = op.name, repr(op.eqn.params), *(origins.get(v, _identity(v)) for v in op.inputs)
                 origins |= {v: made.setdefault((*key, i), v) for i, v in enumerate(op.outputs)}
         return origins
+
+
+def _identity(value: Value) -> Hashable:
+    """A key that is equal for all reads of one array of the traced function, and for equal numbers."""
+    if value.array is None:
+        return value
+    return id(value.array) if value.aval.shape else (value.aval.dtype, value.number)
 
 
 def reader(env: dict[Value, Any]) -> Callable[[Value], Any]:

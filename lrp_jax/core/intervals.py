@@ -117,6 +117,21 @@ def window_maximum(op: Any, operands: list[Interval]) -> Interval:
     return operands[0] if each_has_an_input else (-math.inf, operands[0][1])
 
 
+def window_minimum(op: Any, operands: list[Interval]) -> Interval:
+    """The minimum of a window. It is infinity if the window contains only padding."""
+    return negate(op, [window_maximum(op, [negate(op, operands)])])
+
+
+def scatter(op: Any, operands: list[Interval]) -> Interval:
+    """Each element of the result is an element of the first operand or of the last one."""
+    return hull(op, [operands[0], operands[2]])
+
+
+def scatter_add(op: Any, operands: list[Interval]) -> Interval:
+    """An element of the first operand plus some elements of the last one."""
+    return add(op, [operands[0], total(op, [operands[2]])])
+
+
 def _sum(ends: Sequence[float], unknown: float = -math.inf) -> float:
     total = sum(ends)
     return unknown if math.isnan(total) else total

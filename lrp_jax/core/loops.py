@@ -1,6 +1,6 @@
 """Replaces scans and branches by their operations: scans are unrolled, branches become a choice of values."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,13 +13,19 @@ Called = Callable[[compat.JaxprEqn], tuple[Any, Any, str] | None]
 """From an equation to the jaxpr, the constants and the name of the function that it calls; None if it calls none."""
 
 
-def opened(closed: compat.ClosedJaxpr, eqns: Collection[compat.JaxprEqn], called: Called) -> Callable[..., list[Any]]:
-    """The function of a closed jaxpr, in which the operations of some `scan` and `cond` equations replace these.
+def opened(
+    closed: compat.ClosedJaxpr,
+    eqns: Collection[compat.JaxprEqn],
+    called: Called,
+    trips: Mapping[int, int] | None = None,
+) -> Callable[..., list[Any]]:
+    """The function of a closed jaxpr, in which the operations of some equations replace these; a `while` is a scan.
 
     Args:
         closed: the jaxpr.
         eqns: the equations to replace, in the jaxpr or in the functions that it calls.
         called: the function that an equation calls.
+        trips: the number of iterations of each `while` equation, by its id.
     """
     wanted = {id(eqn) for eqn in eqns}
 
@@ -35,7 +41,7 @@ def opened(closed: compat.ClosedJaxpr, eqns: Collection[compat.JaxprEqn], called
             body = called(eqn)
             if id(eqn) in wanted:
                 with compat.under_source_of(eqn):
-                    results = _OPEN[eqn.primitive.name](eqn.params, values, run)
+                    results = _OPEN[eqn.primitive.name](eqn.params | {"trips": (trips or {}).get(id(eqn))}, values, run)
             elif body and holds_wanted(body[0]):
                 with compat.under_source_of(eqn):
                     results = call(*body, values)
@@ -53,8 +59,8 @@ def opened(closed: compat.ClosedJaxpr, eqns: Collection[compat.JaxprEqn], called
 
 
 def can_open(eqn: compat.JaxprEqn) -> bool:
-    """Whether an equation is a loop or branch that `opened` can replace."""
-    return eqn.primitive.name in _OPEN
+    """Whether an equation is a scan or branch that `opened` can replace."""
+    return eqn.primitive.name in ("scan", "cond")
 
 
 def _unrolled(params, operands: Sequence[Any], run: Callable) -> list[Any]:
@@ -76,6 +82,17 @@ def _unrolled(params, operands: Sequence[Any], run: Callable) -> list[Any]:
     return [*carry, *map(jnp.stack, zip(*rows, strict=True))]
 
 
+def _counted(params, operands: Sequence[Any], run: Callable) -> list[Any]:
+    """A `while` with a known number of iterations as a scan."""
+    (body, body_consts), before = compat.body_of(params["body_jaxpr"]), params["cond_nconsts"]
+    consts, carry = operands[before:][: params["body_nconsts"]], operands[before + params["body_nconsts"] :]
+
+    def step(carry, _):
+        return tuple(run(body, body_consts, [*consts, *carry])), None
+
+    return list(jax.lax.scan(step, tuple(carry), None, length=params["trips"])[0])
+
+
 def _selected(params, operands: Sequence[Any], run: Callable) -> list[Any]:
     """The branch that is taken, if the index is known. Otherwise all branches, and a choice among their results."""
     index, *operands = operands
@@ -88,4 +105,4 @@ def _selected(params, operands: Sequence[Any], run: Callable) -> list[Any]:
     return [jax.lax.select_n(which, *values) for values in zip(*results, strict=True)]
 
 
-_OPEN = {"scan": _unrolled, "cond": _selected}
+_OPEN = {"scan": _unrolled, "cond": _selected, "while": _counted}

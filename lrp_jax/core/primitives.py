@@ -38,6 +38,8 @@ class Trait(enum.Flag):
     """Reduces along axes."""
     CONTRACTION = enum.auto()
     """Sums products over axes. With a parameter it is a layer."""
+    SPARSE = enum.auto()
+    """A contraction with a sparse or ragged operand."""
     DECISION = enum.auto()
     """Its result is constant to relevance: comparisons, logic, `stop_gradient`."""
     COUNT = enum.auto()
@@ -76,6 +78,11 @@ def by_constant(op: Any) -> bool:
     return len(op.live_inputs) == 1 and not (op.name == "div" and op.inputs[1].live)
 
 
+def constant_places(op: Any) -> bool:
+    """Linear if the places to which values are added are constant."""
+    return not op.inputs[1].live
+
+
 def constant_choice(op: Any) -> bool:
     """Linear if the operand that chooses is constant."""
     return not op.inputs[0].live
@@ -102,12 +109,23 @@ PRIMITIVES: dict[str, Primitive] = {
     # Contractions and sums
     "dot_general": Primitive(Trait.CONTRACTION),
     "conv_general_dilated": Primitive(Trait.CONTRACTION),
+    "bcoo_dot_general": Primitive(Trait.SPARSE),
+    "bcsr_dot_general": Primitive(Trait.SPARSE),
+    "ragged_dot_general": Primitive(Trait.SPARSE),
     "reduce_sum": Primitive(Trait.REDUCTION, always, intervals.total),
     "cumsum": Primitive(Trait.REDUCTION, always, intervals.total),
-    "reduce_window_sum": Primitive(bounds=intervals.total),
+    "reduce_window_sum": Primitive(Trait.REDUCTION, always, intervals.total),
+    "scatter-add": Primitive(Trait.REDUCTION, constant_places, intervals.scatter_add),
     "reduce_max": Primitive(Trait.REDUCTION, bounds=intervals.hull),
-    "reduce_min": Primitive(Trait.CHOICE | Trait.REDUCTION, bounds=intervals.hull),
-    "reduce_window_max": Primitive(bounds=intervals.window_maximum),
+    "reduce_min": Primitive(Trait.REDUCTION, bounds=intervals.hull),
+    "reduce_window_max": Primitive(Trait.REDUCTION, bounds=intervals.window_maximum),
+    "reduce_window_min": Primitive(Trait.REDUCTION, bounds=intervals.window_minimum),
+    "scatter-max": Primitive(Trait.REDUCTION, bounds=intervals.scatter),
+    "scatter-min": Primitive(Trait.REDUCTION, bounds=intervals.scatter),
+    "cummax": Primitive(_CHOICE, bounds=intervals.hull),
+    "cummin": Primitive(_CHOICE, bounds=intervals.hull),
+    "top_k": Primitive(_CHOICE, bounds=intervals.hull),
+    "approx_top_k": Primitive(_CHOICE, bounds=intervals.hull),
     # Moves
     "reshape": Primitive(_REARRANGE | _CHEAP, always, intervals.hull),
     "squeeze": Primitive(_REARRANGE | _CHEAP, always, intervals.hull),
@@ -125,6 +143,7 @@ PRIMITIVES: dict[str, Primitive] = {
     "rev": Primitive(_MOVE, always, intervals.hull),
     "split": Primitive(_MOVE, always, intervals.hull),
     "stack": Primitive(_MOVE, always, intervals.hull),
+    "unstack": Primitive(_MOVE, always, intervals.hull),
     "tile": Primitive(_MOVE, always, intervals.hull),
     "gather": Primitive(_MOVE, always, intervals.gather),
     "scatter": Primitive(_MOVE, always, intervals.hull),
@@ -139,6 +158,7 @@ PRIMITIVES: dict[str, Primitive] = {
     "select_n": Primitive(_CHOICE | _PIECEWISE | _COUNT | _CHEAP, constant_choice, intervals.select),
     "max": Primitive(_CHOICE | _PIECEWISE | _COUNT | _CHEAP, bounds=intervals.maximum),
     "min": Primitive(_CHOICE | _PIECEWISE | _COUNT | _CHEAP, bounds=intervals.minimum),
+    "select_if_vmap": Primitive(_CHOICE, constant_choice, intervals.select),
     "clamp": Primitive(_PIECEWISE, bounds=intervals.clamp),
     # Arithmetic
     "add": Primitive(_AFFINE | Trait.TERM | _COUNT | _CHEAP, always, intervals.add),
@@ -160,6 +180,18 @@ PRIMITIVES: dict[str, Primitive] = {
     "erf": Primitive(_SMOOTH, bounds=intervals.within(-1.0, 1.0)),
     "erfc": Primitive(_SMOOTH, bounds=intervals.within(0.0, 2.0)),
     "erf_inv": Primitive(_SMOOTH),
+    "lgamma": Primitive(_SMOOTH),
+    "digamma": Primitive(_SMOOTH),
+    "polygamma": Primitive(_SMOOTH),
+    "igamma": Primitive(_SMOOTH, bounds=intervals.within(0.0, 1.0)),
+    "igammac": Primitive(_SMOOTH, bounds=intervals.within(0.0, 1.0)),
+    "regularized_incomplete_beta": Primitive(_SMOOTH, bounds=intervals.within(0.0, 1.0)),
+    "zeta": Primitive(_SMOOTH),
+    "bessel_i0e": Primitive(_SMOOTH, bounds=intervals.within(0.0, 1.0)),
+    "bessel_i1e": Primitive(_SMOOTH, bounds=intervals.within(-1.0, 1.0)),
+    "atan2": Primitive(_SMOOTH),
+    "rem": Primitive(_SMOOTH),
+    "nextafter": Primitive(_SMOOTH),
     "sin": Primitive(_SMOOTH, bounds=intervals.within(-1.0, 1.0)),
     "cos": Primitive(_SMOOTH, bounds=intervals.within(-1.0, 1.0)),
     "tan": Primitive(_SMOOTH),

@@ -10,8 +10,10 @@ import numpy as np
 
 from lrp_jax.core import compat, loops
 from lrp_jax.core.graph import Call, Graph, Op, Value
+from lrp_jax.core.iterations import iterations
 from lrp_jax.core.mark import mark_of
 from lrp_jax.core.primitives import Trait, primitive
+from lrp_jax.core.rewrites import replacement
 
 
 def trace(fn: Callable, x: Any, others: Sequence[Any]) -> Graph:
@@ -21,9 +23,16 @@ def trace(fn: Callable, x: Any, others: Sequence[Any]) -> Graph:
 
     Raises:
         TypeError: the result is not one floating-point array.
+        ValueError: the function changes its variables, or expects another number of axes.
     """
     args = (x, *others)
-    closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
+    try:
+        closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
+    except Exception as error:
+        if advice := _advice(error, x):
+            reason = str(error).splitlines()[0].partition(" (http")[0].rstrip(".")
+            raise ValueError(f"the function to explain failed: {reason}. {advice}") from error
+        raise
     if not (isinstance(shape, jax.ShapeDtypeStruct) and jnp.issubdtype(shape.dtype, jnp.floating)):
         raise TypeError(
             f"the function to explain must return one floating-point array of logits, but returned {_describe(shape)}; "
@@ -34,16 +43,30 @@ def trace(fn: Callable, x: Any, others: Sequence[Any]) -> Graph:
     while True:
         graph = _graph(closed, paths, explained)
         opened = [op.eqn for op in graph.ops if op.live and loops.can_open(op.eqn) and not op.course_depends_on_input]
+        counts = [(op.eqn, iterations(op)) for op in graph.ops if op.live and op.has(Trait.WHILE)]
+        trips = {id(eqn): count for eqn, count in counts if count is not None}
+        opened += [eqn for eqn, _ in counts if id(eqn) in trips]
         if not opened:
             return graph
-        closed = jax.make_jaxpr(loops.opened(closed, opened, called))(*jax.tree.leaves(args))
+        closed = jax.make_jaxpr(loops.opened(closed, opened, called, trips))(*jax.tree.leaves(args))
+
+
+def _advice(error: Exception, x: Any) -> str:
+    """What to do about a failure of the function; empty if this is not known."""
+    if type(error).__name__ == "TraceContextError":
+        return "It changes its variables, as a BatchNorm or a Dropout in training. Evaluate it: model.eval()."
+    if "ndim to be equal" in str(error):
+        shapes = ", ".join(str(v.shape) for v in jax.tree.leaves(x))
+        return f"The explained argument has shape {shapes}. If the function expects an axis of examples, pass x[None]."
+    return ""
 
 
 def _graph(closed: compat.ClosedJaxpr, paths: Sequence[str], explained: int) -> Graph:
     inputs = [
-        Value(aval, path=path, influenced=i < explained, reached=i < explained)
+        Value(aval, path=path, given=i >= explained and _may_be_weight(aval), explained=i < explained,
+              influenced=i < explained, reached=i < explained)
         for i, (aval, path) in enumerate(zip(closed.in_avals, paths, strict=True))
-    ]
+    ]  # fmt: skip
     ops: list[Op] = []
     (output,) = flatten(closed.jaxpr, closed.consts, inputs, ops)
     needed = _needed(ops, output)
@@ -105,11 +128,33 @@ def substitute(ops: list[Op], fn: Callable, inputs: list[Value], op: Op) -> None
 
 
 def called(eqn: compat.JaxprEqn) -> tuple[Any, Any, str] | None:
-    """The jaxpr, the constants and the name of the called function. None if the equation is no call, or is marked."""
+    """The jaxpr, the constants and the name of the called function. None if the equation is no call, or is marked.
+
+    A matrix product that sums over no axis counts as a call of an element-wise product.
+    """
+    if eqn.primitive.name == "dot_general" and not eqn.params["dimension_numbers"][0][0]:
+        with compat.under_source_of(eqn):
+            closed = jax.make_jaxpr(_product_without_sum(eqn.params))(*(v.aval for v in eqn.invars))
+        return closed.jaxpr, closed.consts, eqn.primitive.name
     if not (body := primitive(eqn.primitive.name).body) or mark_of(eqn):
         return None
     jaxpr, consts = compat.body_of(eqn.params[body])
     return jaxpr, consts, jaxpr.debug_info.func_name.split(" ")[0]
+
+
+def _product_without_sum(params: dict[str, Any]) -> Callable[[Any, Any], Any]:
+    """A `dot_general` that sums over no axis, as an element-wise product: axes of the batch, of a, then of b."""
+    _, (batch_a, batch_b) = params["dimension_numbers"]
+    dtype = params["preferred_element_type"]
+
+    def product(a, b):
+        free_a, free_b = ([i for i in range(v.ndim) if i not in batch] for v, batch in ((a, batch_a), (b, batch_b)))
+        a, b = a.transpose(*batch_a, *free_a), b.transpose(*batch_b, *free_b)
+        a = jnp.expand_dims(a, [a.ndim + i for i in range(len(free_b))])
+        b = jnp.expand_dims(b, [len(batch_b) + i for i in range(len(free_a))])
+        return a.astype(dtype or a.dtype) * b.astype(dtype or b.dtype)
+
+    return product
 
 
 def flatten(jaxpr, consts, inputs: list[Value], ops: list[Op], calls: tuple[Call, ...] = ()) -> list[Value]:
@@ -125,6 +170,9 @@ def flatten(jaxpr, consts, inputs: list[Value], ops: list[Op], calls: tuple[Call
         if body := called(eqn):
             inner, inner_consts, name = body
             results = flatten(inner, inner_consts, operands, ops, (*calls, Call(name, eqn)))
+        elif other := replacement(eqn, operands):
+            inner, inner_consts, given = other
+            results = flatten(inner, inner_consts, given, ops, (*calls, Call(eqn.primitive.name, eqn)))
         else:
             results = _results(eqn, operands)
             ops.append(Op(eqn, operands, results, calls))
@@ -135,7 +183,14 @@ def flatten(jaxpr, consts, inputs: list[Value], ops: list[Op], calls: tuple[Call
 def _constant(aval: Any, array: Any) -> Value:
     real = jnp.issubdtype(aval.dtype, jnp.number) and not jnp.issubdtype(aval.dtype, jnp.complexfloating)
     known = real and aval.shape == () and isinstance(array, np.ndarray | np.generic | int | float)
-    return Value(aval, array=array, number=float(np.asarray(array)) if known else None)
+    closed_over = aval.shape != () and _may_be_weight(aval)
+    return Value(aval, array=array, number=float(np.asarray(array)) if known else None, closed_over=closed_over)
+
+
+def _may_be_weight(aval: Any) -> bool:
+    """Whether weights may have this dtype: floating-point, or quantized."""
+    quantized = jnp.issubdtype(aval.dtype, jnp.integer) and aval.dtype.itemsize == 1
+    return jnp.issubdtype(aval.dtype, jnp.inexact) or quantized
 
 
 def _results(eqn: compat.JaxprEqn, operands: Sequence[Value]) -> list[Value]:
@@ -146,13 +201,20 @@ def _results(eqn: compat.JaxprEqn, operands: Sequence[Value]) -> list[Value]:
     if any(v.reached for v in operands):
         passes = not traits & Trait.DECISION
         return [Value(a, influenced=influenced, reached=passes and jnp.issubdtype(a.dtype, jnp.inexact)) for a in avals]
-    path = next((v.path for v in operands if v.path), "") + _row(eqn, operands, avals)
-    number = _number(eqn, traits, operands, avals)
-    return [Value(a, path=path, number=number, influenced=influenced) for a in avals]
+    named = eqn.primitive.name == "name"
+    path = eqn.params["name"] if named else next((v.path for v in operands if v.path), "") + _row(eqn, operands, avals)
+    given, closed_over = named or any(v.given for v in operands), any(v.closed_over for v in operands)
+    common = {"path": path, "number": _number(eqn, traits, operands, avals), "influenced": influenced}
+    return [
+        Value(a, **common, given=given and _may_be_weight(a), closed_over=closed_over and _may_be_weight(a))
+        for a in avals
+    ]
 
 
 def _number(eqn: compat.JaxprEqn, traits: Trait, operands: Sequence[Value], avals: Sequence[Any]) -> float | None:
     """The number of the result (`Value.number`), computed from those of the operands. Such as the counter of a loop."""
+    if jnp.issubdtype(avals[0].dtype, jnp.complexfloating):
+        return None
     if traits & Trait.FILL:
         known = operands[0].number
         return None if known is None else float(np.asarray(known).astype(avals[0].dtype))

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lrp_jax.core.numbers import check_count
+
 if TYPE_CHECKING:
     from jaxtyping import Shaped
 
@@ -21,9 +23,13 @@ def padded_batches(
         size: number of examples in a batch. The size is N if N is smaller.
         to_array: converts a slice of `examples` to an array (n, ...). It is called when the batch is needed.
 
+    Raises:
+        ValueError: the size is not a whole number of 1 or more.
+
     Yields:
         The slice of `examples` (n <= size), and its array with `size` rows.
     """
+    check_count("size", size)
     size = min(size, len(examples))
     for start in range(0, len(examples), size or 1):
         part = examples[start : start + size]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrp_jax.api import lrp
+from lrp_jax.core.numbers import check_count
 from lrp_jax.evaluation.batches import padded_batches
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def class_shares(fn: Callable[..., jax.Array], composite: Any, *, batch_size: in
     Returns:
         `measure(*args, labels)`, where `labels` (N,) are the true classes. It returns `ClassShares`.
     """
+    check_count("batch_size", batch_size)
     explain = lrp(fn, composite)
 
     def measure(*args: Any, labels: Any) -> ClassShares:

@@ -15,6 +15,7 @@ import numpy as np
 
 from lrp_jax import methods
 from lrp_jax.core.dtypes import at_least_float32
+from lrp_jax.core.numbers import check_number, is_whole
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
@@ -73,6 +74,9 @@ def remove(
         or that of x without channels, (N, H, W) for images. It returns a `Removal` of NumPy arrays, and raises
         ValueError if the shapes or `removed` do not match x.
     """
+    check_number("fill", fill, negative=True)
+    if not all(map(is_whole, removed)):
+        raise ValueError(f"removed={list(removed)}: expected whole numbers.")
     counts = np.array([0, *removed])
 
     @jax.jit
@@ -91,6 +95,7 @@ def remove(
     def measure(*args: Any, relevance: Any) -> Removal:
         *constants, x = args
         x = jnp.asarray(x)
+        check_number("relevance", np.asarray(relevance), negative=True)
         relevance = _per_position(jnp.asarray(relevance), x, pixels)
         _check_counts(counts, int(np.prod(relevance.shape[1:])))
         found = probabilities(constants, x, relevance, jnp.asarray(counts), jnp.asarray(fill, x.dtype))

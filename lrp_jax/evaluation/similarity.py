@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lrp_jax.core.numbers import check_number
+
 if TYPE_CHECKING:
     from jaxtyping import Float
 
@@ -22,6 +24,10 @@ def cosine_similarity(maps: Mapping[str, Any]) -> Float[np.ndarray, "n n"]:
     Returns:
         (n, n), symmetric, in the order of `maps`.
     """
+    for name, R in maps.items():
+        check_number(f"maps[{name!r}]", np.asarray(R), negative=True)
+    if len({np.shape(R) for R in maps.values()}) > 1:
+        raise ValueError("maps have different shapes; expected relevance of the same examples.")
     flat = [np.asarray(R, np.float64).reshape(len(R), -1) for R in maps.values()]
     flat = [R / np.maximum(np.linalg.norm(R, axis=1, keepdims=True), 1e-300) for R in flat]
     return np.array([[float((a * b).sum(1).mean()) for b in flat] for a in flat])

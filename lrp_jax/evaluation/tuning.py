@@ -11,6 +11,7 @@ import numpy as np
 
 from lrp_jax.api import lrp
 from lrp_jax.composites import as_composite
+from lrp_jax.core.numbers import check_number
 from lrp_jax.evaluation.removal import remove
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def tune(
     """
     if objective not in ("faithfulness", "sparsity"):
         raise ValueError(f"objective {objective!r}: expected 'faithfulness' or 'sparsity'.")
+    check_number("tolerance", tolerance)
     if not candidates:
         raise ValueError("candidates is empty; give at least one composite.")
     for name, candidate in candidates.items():

@@ -1,8 +1,9 @@
-"""Max-pools whose windows tile their input, with a derivative that uses no scatter."""
+"""Max-pools with a derivative of their own: without scatter, or for dilated windows."""
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,37 @@ def side_by_side(pool: Callable[[jax.Array], jax.Array], window: tuple[int, ...]
     wrapped = jax.custom_vjp(pool)
     wrapped.defvjp(lambda x: (pool(x), x), functools.partial(_to_winners, window))
     return wrapped
+
+
+def by_places(sizes: Mapping[str, Any], *, smallest: bool) -> Callable[[jax.Array], jax.Array]:
+    """A max-pool with any window, or a min-pool: the largest of the values at each place of the windows.
+
+    Its derivative gives the cotangent of each window to its first winner, also for dilated windows.
+
+    Args:
+        sizes: the parameters of `reduce_window_max`.
+        smallest: whether it is a min-pool.
+    """
+    window, strides, dilation = (sizes[name] for name in ("window_dimensions", "window_strides", "window_dilation"))
+    padding = [
+        (low, high, base - 1) for (low, high), base in zip(sizes["padding"], sizes["base_dilation"], strict=True)
+    ]
+    fill, better = (np.inf, jax.lax.lt) if smallest else (-np.inf, jax.lax.gt)
+
+    def pool(x):
+        padded = jax.lax.pad(x, jnp.asarray(fill, x.dtype), padding)
+        spans = [(w - 1) * d + 1 for w, d in zip(window, dilation, strict=True)]
+        counts = [(n - span) // stride + 1 for n, span, stride in zip(padded.shape, spans, strides, strict=True)]
+
+        def at(place):
+            start = [p * d for p, d in zip(place, dilation, strict=True)]
+            ends = [first + (n - 1) * stride + 1 for first, n, stride in zip(start, counts, strides, strict=True)]
+            return jax.lax.slice(padded, start, ends, strides)
+
+        first, *others = map(at, np.ndindex(*window))
+        return functools.reduce(lambda best, value: jnp.where(better(value, best), value, best), others, first)
+
+    return pool
 
 
 def _to_winners(window, x, R):

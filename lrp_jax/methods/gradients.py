@@ -9,6 +9,7 @@ import numpy as np
 
 from lrp_jax.core.dtypes import at_least_float32
 from lrp_jax.core.function import Argnums, Select
+from lrp_jax.core.numbers import check_count, check_number
 from lrp_jax.methods.method import Score, of_score
 
 
@@ -76,6 +77,7 @@ def integrated_gradients(
     Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks", equations 1 and 3.
     """
     check_count("steps", steps)
+    jax.tree.map(lambda part: check_number("baseline", part, negative=True), baseline)
 
     def attribute(score, x):
         far = jax.tree.map(jnp.subtract, _wide(x), _wide(_point(baseline, x)))
@@ -110,6 +112,8 @@ def smooth_grad(
     Smilkov et al. 2017, "SmoothGrad", section 3.1.
     """
     check_count("samples", samples)
+    check_number("noise", noise)
+    check_count("seed", seed, 0)
 
     def attribute(score, x):
         first = min(score(x).ndim, 1)  # the first axis has the examples, if there is one
@@ -141,9 +145,3 @@ def _point(value: Any, x: Any) -> Any:
     if jax.tree.structure(value) != jax.tree.structure(x):
         value = jax.tree.map(lambda _: value, x)
     return jax.tree.map(lambda v, p: jnp.broadcast_to(jnp.asarray(p, v.dtype), v.shape), x, value)
-
-
-def check_count(name: str, number: int) -> None:
-    """Raises ValueError unless a number is a whole number of 1 or more."""
-    if not (isinstance(number, int) and number > 0):
-        raise ValueError(f"{name}={number!r}: expected a whole number, 1 or more.")

@@ -10,6 +10,7 @@ import numpy as np
 
 from lrp_jax.core.dtypes import at_least_float32
 from lrp_jax.core.function import Argnums, Select
+from lrp_jax.core.numbers import check_number, is_whole
 from lrp_jax.methods.method import of_score
 
 
@@ -34,8 +35,9 @@ def occlusion(
     Zeiler & Fergus 2014, "Visualizing and Understanding Convolutional Networks", section 4.2.
     """
     window, stride = (tuple(np.atleast_1d(v).tolist()) for v in (window, window if stride is None else stride))
-    if len(stride) != len(window) or not all(isinstance(n, int) and n > 0 for n in (*window, *stride)):
+    if len(stride) != len(window) or not all(is_whole(n) and n > 0 for n in (*window, *stride)):
         raise ValueError(f"window {window} and stride {stride}: expected equally many whole numbers, each 1 or more.")
+    check_number("fill", fill, negative=True)
 
     def attribute(score, x):
         if not isinstance(x, jax.Array):

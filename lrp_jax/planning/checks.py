@@ -3,11 +3,9 @@
 import warnings
 from collections.abc import Sequence
 
-import jax.numpy as jnp
-
 from lrp_jax.core.graph import Graph, Op
 from lrp_jax.core.primitives import Trait
-from lrp_jax.recognize import Step
+from lrp_jax.recognize import Step, transforms
 from lrp_jax.rules.kinds import WEIGHTED, is_move, kind_of, suited
 from lrp_jax.rules.nonlinear import Pass
 
@@ -28,8 +26,9 @@ def check_graph(graph: Graph) -> None:
         if op.course_depends_on_input and op.has(Trait.WHILE):
             raise UncoveredOpError(
                 f"LRP cannot pass the `while` at {op.line}, because its number of iterations is not known when it is"
-                " traced. Write it as a jax.lax.scan or as a fori_loop with fixed bounds, or make its operands"
-                " constant with jax.lax.stop_gradient."
+                " traced. Write it as a jax.lax.scan or as a fori_loop with fixed bounds, bind the arguments that"
+                " decide the number beforehand (functools.partial), or make its operands constant with"
+                " jax.lax.stop_gradient."
             )
         if op.course_depends_on_input:
             raise UncoveredOpError(
@@ -39,7 +38,7 @@ def check_graph(graph: Graph) -> None:
             )
     needed = {graph.output, *(v for op in passing for v in op.inputs)}
     for op in passing:
-        reached = any(v.reached for v in op.inputs) and not op.has(Trait.DECISION)
+        reached = any(v.reached for v in op.inputs) and not op.has(Trait.DECISION | Trait.CHOICE)
         if reached and any(v in needed and not v.reached for v in op.outputs):
             raise UncoveredOpError(
                 f"relevance has to pass `{op.name}` at {op.line}, but its result has dtype {op.outputs[-1].aval.dtype}."
@@ -47,11 +46,12 @@ def check_graph(graph: Graph) -> None:
                 " Otherwise put it into a function with a custom rule (lrp_jax.custom_rule)."
             )
     for op in graph.ops:
-        if op.live and any(jnp.issubdtype(v.aval.dtype, jnp.complexfloating) for v in op.outputs):
+        if transforms.is_through_complex(op) and not transforms.is_covered(op):
             raise UncoveredOpError(
-                f"relevance has to pass `{op.name}` at {op.line}, but its result is complex, and rules are for real"
-                " numbers. Put it into a function with real inputs and outputs and a custom rule (lrp_jax.custom_rule),"
-                " or make it constant with jax.lax.stop_gradient."
+                f"relevance has to pass `{op.name}` at {op.line}, but it is not linear and its values are complex."
+                " Rules are for real numbers, and for linear functions of complex ones. Put it into a function with"
+                " real inputs and outputs and a custom rule (lrp_jax.custom_rule), or make it constant with"
+                " jax.lax.stop_gradient."
             )
     if not graph.output.live:
         raise ValueError(
@@ -101,9 +101,24 @@ def check_rule(step: Step) -> None:
         raise ValueError(f"{rule} does not fit {where}: input and output must have the same shape.")
 
 
-def check_end(steps: Sequence[Step]) -> None:
-    """Raises ValueError if the function ends in a softmax, which absorbs almost all relevance."""
+def check_end(steps: Sequence[Step], *, for_any_shift: bool) -> None:
+    """Raises if the relevance at the output has no meaning.
+
+    Args:
+        steps: the steps that receive relevance.
+        for_any_shift: whether the relevance at the output does not change if a number is added to all logits.
+
+    Raises:
+        ValueError: the function ends in a softmax, which absorbs almost all relevance; or it ends in a log-softmax, and
+            the negative log-probability would be explained.
+    """
     last = next((step for step in reversed(steps) if not is_move(step.kind)), None)
+    if last is not None and last.kind == "log_softmax" and not for_any_shift:
+        raise ValueError(
+            f"the function ends in a log_softmax ({last.end.line}), so its output is no logit, but a log-probability,"
+            " which is negative. Return the logits before it, or explain a score that is the same for both:"
+            " output=lrp_jax.outputs.one_hot or probability, or relevance=..."
+        )
     if last is not None and last.kind == "softmax":
         raise ValueError(
             f"the function ends in a softmax ({last.end.line}), which absorbs almost all relevance of a probability"
@@ -125,3 +140,14 @@ def warn_of_batch_statistics(graph: Graph, steps: Sequence[Step]) -> None:
                 stacklevel=2,
             )
             return
+
+
+def warn_of_closed_over_matrices(graph: Graph) -> None:
+    """Warns if most matrices are no layers, because they are closed over while other weights are arguments."""
+    if (fixed := graph.distinct(graph.closed_over)) > graph.distinct(graph.weights):
+        warnings.warn(
+            f"{fixed} matrices are taken as constant, not as layers with weights, because the function closes over them"
+            " and other weights are arguments. If they are weights, pass them as arguments too, or name them with"
+            " jax.ad_checkpoint.checkpoint_name.",
+            stacklevel=2,
+        )

@@ -9,6 +9,7 @@ from lrp_jax.composites import Composite
 from lrp_jax.core.graph import Graph, Op, Value
 from lrp_jax.core.intervals import Interval
 from lrp_jax.planning import checks, signs
+from lrp_jax.planning.discarded import may_be_discarded
 from lrp_jax.planning.names import named
 from lrp_jax.recognize import Step, recognize
 from lrp_jax.rules.kinds import CUSTOM, WEIGHTED, kind_of
@@ -79,6 +80,8 @@ def make_plan(graph: Graph, composite: Composite) -> Plan:
     for step in steps:
         checks.check_rule(step)
     steps = _in_cheapest_form(graph, steps, recognized.bounds)
+    guarded = may_be_discarded(graph, steps, recognized.bounds)
+    steps = [dataclasses.replace(step, guarded=step.end in guarded) for step in steps]
     receiving = {step.end for step in steps}
     return Plan(graph, steps, [step for step in every if step.end not in receiving])
 

@@ -6,10 +6,12 @@ from collections.abc import Callable, Collection, Set
 from lrp_jax.core.graph import Graph, Op, Value
 from lrp_jax.core.intervals import Interval
 from lrp_jax.core.mark import mark_of
-from lrp_jax.recognize import affine, contractions, products, sums
+from lrp_jax.core.primitives import Trait
+from lrp_jax.recognize import affine, contractions, pools, products, quotients, sums, transforms
 from lrp_jax.recognize.activations import activations
 from lrp_jax.recognize.bounds import bounds_of
 from lrp_jax.recognize.normalizations import Join, joins
+from lrp_jax.recognize.soft_maxima import soft_maxima
 from lrp_jax.recognize.step import Step, custom, function_of, single
 
 __all__ = ["Recognized", "Step", "recognize"]
@@ -54,14 +56,17 @@ def recognize(graph: Graph, *, merge: bool = True) -> Recognized:
             contraction beside them, as an evaluated BatchNorm.
     """
     joined = joins(graph)
+    joined += soft_maxima(graph, joined)
     activated = _activation_steps(graph, joined)
+    joined += quotients.quotients(graph, {op for step in activated for op in step.ops} | {join.end for join in joined})
     steps = {step.end: step for step in (*activated, *map(_join_step, joined))}
     taken = {op for step in activated for op in step.ops} | {join.end for join in joined}
     softmaxes = {join.end.output for join in joined if join.is_share}
+    softmaxes |= quotients.shares(graph, joined, bounds_of(graph, softmaxes))
     bounds = bounds_of(graph, softmaxes)
     search = _Search(graph, taken, products.gates(graph, softmaxes, bounds), merge)
     for op in graph.ops:
-        if op.live and op not in taken:
+        if op.live and op not in taken and not all(map(transforms.is_complex, op.outputs)):
             step = _step(op, search)
             steps[step.end] = step
             taken.update(step.ops)
@@ -74,7 +79,7 @@ def _activation_steps(graph: Graph, joined: Collection[Join]) -> list[Step]:
     entries = {join.entry for join in joined}
     return [
         Step("activation", found.label, found.ops, [found.entry], *function_of(found.ops, [found.entry]))
-        for found in activations(graph)
+        for found in activations(graph, {join.end for join in joined})
         if entries.isdisjoint(v for op in found.ops[:-1] for v in op.outputs)
     ]
 
@@ -89,9 +94,9 @@ def _join_step(join: Join) -> Step:
         factor = affine.factor_of(op, entry)
         return Step(join.kind, op.name, [op], [entry], lambda a, p: a * p[0], lambda read: (factor(read), None))
     layer, params = function_of(join.ops, [entry])
-    if join.kind == "softmax":
+    if join.kind in ("softmax", "logsumexp", "log_softmax"):
         return Step(join.kind, op.name, join.ops, [entry], layer, params)
-    return Step(join.kind, op.name, join.ops, [entry], *affine.with_bias(layer, params, entry, join.ops))
+    return Step(join.kind, op.name, join.ops, [entry], *affine.with_bias(layer, params, [entry], join.ops))
 
 
 # The recognizer of each primitive. It returns None if the operation is not of the form that it recognizes.
@@ -101,7 +106,16 @@ _RECOGNIZERS: dict[str, _Recognizer] = {
         contractions.weighted(s.graph, op, "dense", s.taken, s.merge)
         or products.product(op, "attention", "matmul", s.gates)
     ),
-    "conv_general_dilated": lambda op, s: contractions.weighted(s.graph, op, "conv", s.taken, s.merge),
+    "conv_general_dilated": lambda op, s: (
+        contractions.weighted(s.graph, op, "conv", s.taken, s.merge)
+        or products.product(op, "attention", "matmul", s.gates)
+    ),
+    **dict.fromkeys(
+        ("bcoo_dot_general", "bcsr_dot_general", "ragged_dot_general"),
+        lambda op, s: transforms.weighted(s.graph, op, s.taken) or products.product(op, "attention", "matmul", s.gates),
+    ),
+    "triangular_solve": lambda op, s: transforms.solved(op),
+    "cumlogsumexp": lambda op, s: Step("logsumexp", op.name, [op], op.inputs, *function_of([op], op.inputs)),
     "mul": lambda op, s: (
         products.product(op, "gate", "product", s.gates) or affine.scale_or_shift(s.graph, op, s.taken)
     ),
@@ -111,12 +125,14 @@ _RECOGNIZERS: dict[str, _Recognizer] = {
         ("add", "add_any", "sub"),
         lambda op, s: sums.addition(op) or affine.scale_or_shift(s.graph, op, s.taken),
     ),
-    "reduce_window_max": lambda op, s: sums.max_pool(op),
-    "reduce_max": lambda op, s: sums.max_pool(op),
+    **dict.fromkeys(("reduce_max", "reduce_min"), lambda op, s: pools.over_axes(op)),
+    **dict.fromkeys(("reduce_window_max", "reduce_window_min"), lambda op, s: pools.over_windows(op)),
+    **dict.fromkeys(("scatter-max", "scatter-min"), lambda op, s: pools.over_scattered(op)),
     "reduce_window_sum": lambda op, s: sums.total(s.graph, op, "avg_pool", s.taken),
     "reduce_sum": lambda op, s: sums.sum_over_axes(s.graph, op, s.taken),
     "cumsum": lambda op, s: sums.sum_over_axes(s.graph, op, s.taken),
     "scatter-add": lambda op, s: sums.scattered(op),
+    "scatter-mul": lambda op, s: sums.multiplied_at(op),
 }
 
 
@@ -124,5 +140,16 @@ def _step(op: Op, search: _Search) -> Step:
     """The step that starts with a live operation that is not part of another step."""
     if mark := mark_of(op.eqn):
         return custom(op, mark)
+    if transforms.is_through_complex(op):
+        return transforms.through_complex(search.graph, op)
     recognizer = _RECOGNIZERS.get(op.name)
-    return (recognizer and recognizer(op, search)) or single(op)
+    return (recognizer and recognizer(op, search)) or _of_each_element(op) or single(op)
+
+
+def _of_each_element(op: Op) -> Step | None:
+    """A function of each element with constants, such as a power whose exponents are parameters."""
+    own = op.has(Trait.SMOOTH | Trait.PIECEWISE) and not op.has(Trait.CHOICE)
+    shapes = [v.aval.shape for v in op.live_inputs]
+    if not (own or op.divides_by_live) or shapes != [op.output.aval.shape]:
+        return None
+    return Step("activation", op.name, [op], op.live_inputs, *function_of([op], op.live_inputs, literals=True))

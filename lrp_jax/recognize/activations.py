@@ -12,10 +12,11 @@ function (`hard_sigmoid`), or if they follow a smooth function (`2 * sigmoid(2 *
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from lrp_jax.core.graph import Call, Graph, Op, Value
 from lrp_jax.core.primitives import Trait
+from lrp_jax.recognize.transforms import is_through_complex
 
 _NONLINEAR = Trait.PIECEWISE | Trait.SMOOTH
 
@@ -29,9 +30,9 @@ class Activation:
     ops: Sequence[Op]
 
 
-def activations(graph: Graph) -> list[Activation]:
-    """All activations of a graph."""
-    source = _sources(graph)
+def activations(graph: Graph, ends: Collection[Op] = ()) -> list[Activation]:
+    """All activations of a graph. The operations `ends`, at which joins end, are part of none."""
+    source = _sources(graph, ends)
     exits = _exits(graph, source)
     members = _members(graph)
     found = []
@@ -46,11 +47,11 @@ def activations(graph: Graph) -> list[Activation]:
     return found
 
 
-def _sources(graph: Graph) -> dict[Value, Value]:
+def _sources(graph: Graph, ends: Collection[Op]) -> dict[Value, Value]:
     """From the result of each element-wise operation to the value to whose region it belongs."""
     source: dict[Value, Value] = {}
     for op in graph.ops:
-        if op.live and _elementwise(op):
+        if op.live and op not in ends and _elementwise(op):
             sources = {source.get(v, v) for v in op.live_inputs}
             if len(sources) == 1 and (op.name != "select_n" or _compares(graph, op.inputs[0], sources, source)):
                 (source[op.output],) = sources
@@ -131,7 +132,7 @@ def _affine(op: Op) -> bool:
 
 
 def _elementwise(op: Op) -> bool:
-    if not op.has(Trait.ELEMENTWISE):
+    if not op.has(Trait.ELEMENTWISE) or is_through_complex(op):
         return False
     if any(v.aval.shape != op.output.aval.shape for v in op.live_inputs):
         return False

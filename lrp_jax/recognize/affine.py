@@ -71,16 +71,19 @@ def _with_term(op: Op, read: Read, w: Any, b: Any) -> tuple[Any, Any]:
     return w, b
 
 
-def with_bias(layer: Callable, params: Callable, entry: Value, ops: Sequence[Op]) -> tuple[Callable, Callable]:
+def with_bias(
+    layer: Callable, params: Callable, entries: Sequence[Value], ops: Sequence[Op]
+) -> tuple[Callable, Callable]:
     """An affine function `layer(a, p)` as `layer(a, (p, b))`, and how to read `(p, b)`, with its constant as the bias.
 
-    The bias is None if no operation adds a constant.
+    The bias is None if no operation adds a constant. `a` is a list if there are several entries.
     """
     if not any(op.has(Trait.TERM) and op.constant_inputs for op in ops):
         return (lambda a, p: layer(a, p[0])), (lambda read: (params(read), None))
 
     def constant(p):
-        return layer(jnp.zeros(entry.aval.shape, entry.aval.dtype), p)
+        zeros = [jnp.zeros(v.aval.shape, v.aval.dtype) for v in entries]
+        return layer(zeros if len(zeros) > 1 else zeros[0], p)
 
     def shifted(a, p):
         z = layer(a, p[0]) - constant(p[0])

@@ -23,6 +23,6 @@ def bounds_of(graph: Graph, softmaxes: Collection[Value]) -> dict[Value, Interva
     for op in graph.ops:
         interval = op.row.bounds(op, [bounds(v) for v in op.inputs])
         for value in op.outputs:
-            if value not in known and interval != ANY:
+            if value not in known and interval != ANY and value.aval.dtype == op.output.aval.dtype:
                 known[value] = interval
     return known

@@ -21,11 +21,15 @@ def weighted(graph: Graph, op: Op, kind: str, taken: Set[Op], merge: bool) -> St
     """A contraction of a live value with a constant, together with the multiplications and additions after it.
 
     The bias and an evaluated BatchNorm become part of the layer. Without `merge`, only one addition does, the bias.
-    Rearrangements, such as reshapes, may be between them.
+    Rearrangements, such as reshapes, may be between them. With a constant that is no parameter, the contraction is a
+    fixed linear map, which stands alone.
     """
     if not len(op.live_inputs) == len(op.constant_inputs) == 1:
         return None
     (x,), (weight,) = op.live_inputs, op.constant_inputs
+    if weight not in graph.weights:
+        fixed = lambda a, params: op.of(*(a if v is x else params[0] for v in op.inputs))
+        return Step("constant_map", op.name, [op], [x], fixed, lambda read: (read(weight), None))
     ops, axes = _followers(graph, op, taken, merge, _result_axes(op, weight))
     rearrangements = [op for op in ops if op.has(Trait.REARRANGE)]
 
@@ -40,8 +44,7 @@ def weighted(graph: Graph, op: Op, kind: str, taken: Set[Op], merge: bool) -> St
         along = lambda op, factor: _laid_along(factor, axes[op], weight.aval.ndim)
         return folded(ops, read, read(weight), None, along)
 
-    identity = graph.origin(weight) if weight.path else None
-    return Step(kind, op.name, [op, *ops], [x], layer, params, path=weight.path, weight=identity)
+    return Step(kind, op.name, [op, *ops], [x], layer, params, path=weight.path, weight=graph.origin(weight))
 
 
 def _followers(graph: Graph, op: Op, taken: Set[Op], merge: bool, axes: Axes) -> tuple[list[Op], dict[Op, Axes]]:
@@ -75,7 +78,7 @@ def merged_with_previous(graph: Graph, steps: Sequence[Step]) -> list[Step]:
     merged: dict[Op, Step] = {}
     gone: set[Op] = set()
     for step in steps:
-        if step.kind in WEIGHTED:
+        if step.kind in WEIGHTED and step.ops[0].has(Trait.CONTRACTION):
             first = step.ops[0]
             axes = _input_axes(first, *first.constant_inputs)
             while (before := maker.get(step.inputs[0])) and _scales_features(graph, before, step.ops[0], axes, maker):

@@ -22,13 +22,13 @@ class Join:
     """An operation that joins two values of one source.
 
     Attributes:
-        kind: `softmax`, `center` or `normalization`.
+        kind: `softmax`, `center`, `normalization`, `logsumexp` or `log_softmax`.
         entry: the value that gets the relevance: the signal of a normalization, otherwise the source.
         ops: the operations from the entry to the joining operation, which is the last one.
         is_share: whether the result of a softmax surely lies between 0 and 1. With other masks than 0 it may not.
     """
 
-    kind: Literal["softmax", "center", "normalization"]
+    kind: Literal["softmax", "center", "normalization", "logsumexp", "log_softmax"]
     entry: Value
     ops: Sequence[Op]
     is_share: bool = False
@@ -48,21 +48,21 @@ def joins(graph: Graph) -> list[Join]:
 
 def _softmax(graph: Graph, op: Op) -> Join | None:
     """`exp(x) / sum(exp(x))`, with or without a mask."""
-    if op.name != "div" or (summed := _summand(graph, op.inputs[1])) is None or _source(graph, op.inputs) is None:
+    if op.name != "div" or (summed := _summand(graph, op.inputs[1])) is None or source_of(graph, op.inputs) is None:
         return None
     exponential, other = exponential_of(graph, op.inputs[0]), exponential_of(graph, summed)
-    if exponential is None or other is None or not _same(graph, exponential.output, other.output):
+    if exponential is None or other is None or not is_same(graph, exponential.output, other.output):
         return None
-    entry = _logits(graph, exponential.inputs[0])
-    is_share = _is_share(graph, _masks(graph, op.inputs[0]), _masks(graph, summed))
-    return Join("softmax", entry, [*_between(graph, entry, op), op], is_share)
+    entry = logits_of(graph, exponential.inputs[0])
+    is_share = _is_share(graph, _masks(graph, op.inputs[0]), _masks(graph, summed)) and _in_own_group(graph, op)
+    return Join("softmax", entry, [*between(graph, entry, op), op], is_share)
 
 
 def _center(graph: Graph, op: Op) -> Join | None:
     """`x - mean(x)`, which is linear in the source."""
-    if op.name != "sub" or (source := _source(graph, op.inputs)) is None:
+    if op.name != "sub" or (source := source_of(graph, op.inputs)) is None:
         return None
-    inside = _between(graph, source, op)
+    inside = between(graph, source, op)
     if any(o.has(Trait.REDUCTION) for o in inside) and all(o.is_linear for o in inside):
         return Join("center", source, [*inside, op])
     return None
@@ -70,7 +70,7 @@ def _center(graph: Graph, op: Op) -> Join | None:
 
 def _normalization(graph: Graph, op: Op) -> Join | None:
     """`x / std(x)`, or `x * rsqrt(var(x))`: a product or quotient of a signal and a statistic of the same source."""
-    if op.name not in ("mul", "div") or (source := _source(graph, op.inputs)) is None:
+    if op.name not in ("mul", "div") or (source := source_of(graph, op.inputs, weights=True)) is None:
         return None
     left, right = op.inputs
     for signal, other in ((left, right), (right, left))[: 1 if op.name == "div" else 2]:
@@ -83,13 +83,13 @@ def _normalization(graph: Graph, op: Op) -> Join | None:
     return None
 
 
-def _source(graph: Graph, values: Iterable[Value]) -> Value | None:
-    """The last value from which all `values` are computed. None if a layer stands between."""
+def source_of(graph: Graph, values: Iterable[Value], *, weights: bool = False) -> Value | None:
+    """The last value from which all `values` are computed. None if a layer stands between, except with `weights`."""
     pending = set(values)
     while len(pending) > 1:
         latest = max(pending, key=lambda v: graph.position[graph.maker[v]] if v in graph.maker else -1)
         op = graph.maker.get(latest)
-        if op is None or not _may_stand_between(op):
+        if op is None or not (_may_stand_between(op) or (weights and _has_weights(op))):
             return None
         pending.remove(latest)
         pending.update(op.live_inputs)
@@ -103,7 +103,7 @@ def _may_stand_between(op: Op) -> bool:
     return op.has(Trait.ELEMENTWISE | Trait.REDUCTION | Trait.MOVE)
 
 
-def _between(graph: Graph, source: Value, end: Op) -> list[Op]:
+def between(graph: Graph, source: Value, end: Op) -> list[Op]:
     """The live operations between a source and an operation computed from it, in order."""
     inside: set[Op] = set()
     pending = [v for v in end.live_inputs if v is not source]
@@ -115,24 +115,78 @@ def _between(graph: Graph, source: Value, end: Op) -> list[Op]:
     return sorted(inside, key=graph.position.__getitem__)
 
 
-def _path(graph: Graph, source: Value, value: Value) -> list[Op]:
+def path(graph: Graph, source: Value, value: Value) -> list[Op]:
     """The live operations that compute a value from its source."""
-    return [] if value is source else [*_between(graph, source, op := graph.maker[value]), op]
+    return [] if value is source else [*between(graph, source, op := graph.maker[value]), op]
+
+
+def _has_weights(op: Op) -> bool:
+    """Whether an operation is a contraction of a live value with a constant."""
+    return op.has(Trait.CONTRACTION) and len(op.live_inputs) == 1
 
 
 def _reduces(ops: Iterable[Op]) -> bool:
-    return any(op.has(Trait.REDUCTION) or op.name == "dot_general" for op in ops)
+    return any(op.has(Trait.REDUCTION | Trait.CONTRACTION) for op in ops)
 
 
 def _is_statistic(graph: Graph, value: Value, source: Value, *, is_divisor: bool) -> bool:
     """Whether a factor is a reduction of the source and not linear in it. A divisor is never linear."""
-    ops = _path(graph, source, value)
-    return _reduces(ops) and (is_divisor or not all(op.is_linear for op in ops))
+    ops = path(graph, source, value)
+    if any(map(_has_weights, ops)) or not _reduces(ops):
+        return _is_local_norm(graph, ops, source, is_divisor=is_divisor)
+    return is_divisor or not all(op.is_linear for op in ops)
+
+
+def _is_local_norm(graph: Graph, ops: Sequence[Op], source: Value, *, is_divisor: bool) -> bool:
+    """Whether a factor is the inverse of a weighted sum of squares, or of any other function of each value.
+
+    The sum is a contraction with a constant, or a sum of shifted copies.
+    """
+    first = next((op for op in ops if op.has(Trait.CONTRACTION) or op.name in _SHIFTS), None)
+    if first is None or not any(map(_adds_places, ops)):
+        return False
+    (summed, *_) = first.live_inputs
+    of_each = path(graph, source, summed)
+    after = ops[ops.index(first) + 1 :]
+    return not all(op.is_linear for op in of_each) and (is_divisor or any(_inverts(graph, op) for op in after))
+
+
+_SHIFTS = ("slice", "dynamic_slice", "gather", "pad", "concatenate", "rev")
+"""The names of operations that move values to other places of an array."""
+
+
+def _adds_places(op: Op) -> bool:
+    return op.has(Trait.CONTRACTION) or (op.has(Trait.TERM) and len(op.live_inputs) == 2)
+
+
+def _inverts(graph: Graph, op: Op) -> bool:
+    """Whether an operation is a power with a negative exponent, or its logarithm becomes negative."""
+    match op.name:
+        case "rsqrt":
+            return True
+        case "integer_pow":
+            return op.eqn.params["y"] < 0
+        case "pow":
+            return op.inputs[0].live and _is_negative(graph, op.inputs[1])
+        case "neg":
+            return graph.maker[op.inputs[0]].name == "log"
+        case "mul":
+            return (
+                any(_is_negative(graph, v) for v in op.constant_inputs) and graph.maker[op.live_inputs[0]].name == "log"
+            )
+    return op.divides_by_live
+
+
+def _is_negative(graph: Graph, value: Value) -> bool:
+    """Whether a constant is a negative number, or the negative of another constant."""
+    while (op := graph.maker.get(value)) and op.has(Trait.MOVE) and len(op.inputs) == 1:
+        (value,) = op.inputs
+    return value.number < 0 if value.number is not None else op is not None and op.name == "neg"
 
 
 def _is_signal(graph: Graph, value: Value, source: Value) -> bool:
     """Whether a factor is linear in the source, or computed from it element by element."""
-    ops = _path(graph, source, value)
+    ops = path(graph, source, value)
     return all(op.is_linear for op in ops) or not _reduces(ops)
 
 
@@ -161,7 +215,8 @@ def _is_share(graph: Graph, masks: Sequence[Op], summed_masks: Sequence[Op]) -> 
     if not summed_masks:
         return all(_masks_to_zero(graph, op) for op in masks)
     return len(masks) == len(summed_masks) and all(
-        one.name == other.name and all(map(functools.partial(_same, graph), one.constant_inputs, other.constant_inputs))
+        one.name == other.name
+        and all(map(functools.partial(is_same, graph), one.constant_inputs, other.constant_inputs))
         for one, other in zip(masks, summed_masks, strict=True)
     )
 
@@ -184,13 +239,43 @@ def _summand(graph: Graph, value: Value) -> Value | None:
     while op := graph.maker.get(value):
         if op.name == "reduce_sum":
             return op.inputs[0]
+        if op.name == "scatter-add" and op.live_inputs == [op.inputs[2]]:
+            return op.inputs[2]
         if not (op.has(Trait.MOVE) or op.name in ("add", "max", "select_n")) or len(op.live_inputs) != 1:
             return None
         (value,) = op.live_inputs
     return None
 
 
-def _same(graph: Graph, left: Value, right: Value) -> bool:
+def _in_own_group(graph: Graph, quotient: Op) -> bool:
+    """Whether each value is divided by the sum of its own group. True if the sum is no scatter."""
+    value, gathered = quotient.inputs[1], []
+    while (op := graph.maker[value]).name not in ("reduce_sum", "scatter-add"):
+        gathered += [_index(graph, op.inputs[1])] if op.name == "gather" else []
+        (value,) = op.live_inputs
+    if op.name == "reduce_sum":
+        return True
+    groups = _index(graph, op.inputs[1])
+    return len(gathered) == 1 and (is_same(graph, gathered[0], groups) or _same_array(gathered[0], groups))
+
+
+def _index(graph: Graph, value: Value) -> Value:
+    """An index before it is made positive, converted and given another shape."""
+    while op := graph.maker.get(value):
+        if op.name in ("broadcast_in_dim", "reshape", "expand_dims", "squeeze", "convert_element_type"):
+            (value,) = op.inputs
+        elif op.name == "select_n" and (wrapped := graph.maker.get(op.inputs[2])) and op.inputs[1] in wrapped.inputs:
+            value = op.inputs[1]
+        else:
+            break
+    return value
+
+
+def _same_array(left: Value, right: Value) -> bool:
+    return left.array is not None and left.array is right.array
+
+
+def is_same(graph: Graph, left: Value, right: Value) -> bool:
     """Whether two values are the same, or the same operations compute them from the same values."""
     if left is right or (left.number is not None and left.number == right.number):
         return True
@@ -203,26 +288,26 @@ def _same(graph: Graph, left: Value, right: Value) -> bool:
         and one.eqn.primitive is other.eqn.primitive
         and one.eqn.params == other.eqn.params
         and one.outputs.index(left) == other.outputs.index(right)
-        and all(_same(graph, a, b) for a, b in zip(one.inputs, other.inputs, strict=False))
+        and all(is_same(graph, a, b) for a, b in zip(one.inputs, other.inputs, strict=False))
     )
 
 
-def _logits(graph: Graph, value: Value) -> Value:
+def logits_of(graph: Graph, value: Value) -> Value:
     """The logits of a softmax, from the argument of its exponential, before the maximum is subtracted."""
     op = graph.maker.get(value)
     if op is None or op.name != "sub" or not op.inputs[0].live:
         return value
     logits, shift = op.inputs
     if shift.live:
-        own = _source(graph, (logits, shift)) is logits
-        return logits if own and any(op.has(Trait.REDUCTION) for op in _path(graph, logits, shift)) else value
+        own = source_of(graph, (logits, shift)) is logits
+        return logits if own and any(op.has(Trait.REDUCTION) for op in path(graph, logits, shift)) else value
     return logits if _is_stopped(graph, shift) else value
 
 
 def _is_stopped(graph: Graph, value: Value) -> bool:
     """Whether a value is the result of a `stop_gradient`. Moves after it are allowed."""
     while (op := graph.maker.get(value)) and op.name != "stop_gradient":
-        if not op.has(Trait.MOVE) or len(op.inputs) != 1:
+        if not op.has(Trait.MOVE) or (len(op.inputs) != 1 and op.name != "gather"):
             return False
-        (value,) = op.inputs
+        value = op.inputs[0]
     return op is not None

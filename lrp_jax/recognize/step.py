@@ -1,7 +1,7 @@
 """`Step`: the operations that relevance passes together, by one rule."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -29,9 +29,10 @@ class Step:
         layer: the pure function `(a, params) -> z`; `a` is a list if there are several inputs.
         params: a function from `read` to the parameters; `read` gives the array of a value.
         path: the key path of its weight.
-        weight: its weight, if this has a key path. All uses of one weight have the same value here.
+        weight: a key of its weight, which is equal for all uses of one weight; None if it has none.
         name: its name in the plan. Steps that only move values have none.
         rule: its rule.
+        guarded: whether it may compute NaN in places that get no relevance.
     """
 
     kind: str
@@ -41,9 +42,10 @@ class Step:
     layer: Callable[[Any, Any], Any]
     params: Callable[[Read], Any]
     path: str = ""
-    weight: Value | None = None
+    weight: Hashable = None
     name: str = ""
     rule: Rule | None = None
+    guarded: bool = False
 
     @property
     def end(self) -> Op:

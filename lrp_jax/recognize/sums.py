@@ -1,15 +1,11 @@
-"""Sums, averages, additions and max-pools."""
+"""Sums, averages and additions."""
 
-import math
 from collections.abc import Set
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lrp_jax.core.graph import Graph, Op
 from lrp_jax.core.primitives import Trait
-from lrp_jax.lowering import max_pool as fast_max_pool
 from lrp_jax.recognize.affine import by_constant, factor_of, one_of
 from lrp_jax.recognize.normalizations import exponential_of
 from lrp_jax.recognize.step import Step, function_of
@@ -35,8 +31,10 @@ def sum_over_axes(graph: Graph, op: Op, taken: Set[Op]) -> Step | None:
 
 
 def scattered(op: Op) -> Step | None:
-    """`scatter-add`: adds values to a constant array; values with the same index are summed."""
+    """`scatter-add`: adds values to an array; values with the same index are summed."""
     before, places, x = op.inputs
+    if op.live_inputs == [before, x]:
+        return _scattered_to_live(op)
     if op.live_inputs != [x]:
         return None
 
@@ -45,6 +43,32 @@ def scattered(op: Op) -> Step | None:
         return op.of(jnp.zeros(before.aval.shape, before.aval.dtype) if b is None else b, places, a * w)
 
     return Step("sum", op.name, [op], [x], layer, lambda read: ((one_of(op), read(places)), read(before)))
+
+
+def _scattered_to_live(op: Op) -> Step:
+    """`scatter-add` to a live array."""
+
+    def layer(a, params):
+        ((left, right), places), _ = params
+        return op.of(a[0] * left, places, a[1] * right)
+
+    places = op.inputs[1]
+    return Step("add", op.name, [op], op.live_inputs, layer, lambda read: (([one_of(op)] * 2, read(places)), None))
+
+
+def multiplied_at(op: Op) -> Step | None:
+    """`scatter-mul` of a live array by constants at constant places."""
+    before, places, factors = op.inputs
+    if op.live_inputs != [before]:
+        return None
+
+    def layer(a, params):
+        return a * params[0]
+
+    ones = lambda: jnp.ones(before.aval.shape, before.aval.dtype)
+    return Step(
+        "scale", op.name, [op], [before], layer, lambda read: (op.of(ones(), read(places), read(factors)), None)
+    )
 
 
 def addition(op: Op) -> Step | None:
@@ -58,42 +82,3 @@ def addition(op: Op) -> Step | None:
 
     signs = (1, -1 if op.name == "sub" else 1)
     return Step("add", op.name, [op], op.inputs, layer, lambda read: ([sign * one_of(op) for sign in signs], None))
-
-
-def max_pool(op: Op) -> Step:
-    """A max-pool. `layer.average` is the average over the same windows."""
-    (x,) = op.inputs
-    function, params = function_of([op], [x])
-    sizes = op.eqn.params
-    pool = lambda a: function(a, ())
-    if _tiles_its_input(op):
-        pool = fast_max_pool.side_by_side(pool, tuple(sizes["window_dimensions"]))
-
-    def layer(a, params):
-        del params
-        return pool(a)
-
-    def average(a, params):
-        del params
-        if op.name == "reduce_max":
-            return jnp.mean(a, axis=sizes["axes"])
-        total = jax.lax.reduce_window(
-            a, np.zeros((), a.dtype), jax.lax.add, sizes["window_dimensions"], sizes["window_strides"],
-            sizes["padding"], sizes["base_dilation"], sizes["window_dilation"],
-        )  # fmt: skip
-        return total / math.prod(sizes["window_dimensions"])
-
-    layer.average = average  # pyright: ignore[reportFunctionMemberAccess]
-    return Step("max_pool", op.name, [op], [x], layer, params)
-
-
-def _tiles_its_input(op: Op) -> bool:
-    """Whether the windows of a pool have no gaps, overlap or padding."""
-    sizes = op.eqn.params
-    return (
-        op.name == "reduce_window_max"
-        and sizes["window_dimensions"] == sizes["window_strides"]
-        and {*sizes["base_dilation"], *sizes["window_dilation"]} == {1}
-        and not any(low or high for low, high in sizes["padding"])
-        and math.prod(op.output.aval.shape) > 0
-    )

@@ -71,7 +71,8 @@ def four_steps(
         constant = forward(jax.tree.map(jnp.zeros_like, inputs))  # the part of z that is the bias
     if record is not None:
         dropped = jnp.where(zero, R, jnp.zeros((), R.dtype))
-        record.append(Absorbed(*map(total, (R, s * constant, s * (denominator - z), dropped))))
+        products = (jnp.where(R == 0, jnp.zeros((), R.dtype), s * part) for part in (constant, denominator - z))
+        record.append(Absorbed(*map(total, (R, *products, dropped))))
     if share:
         equal = [(ones(inputs[0]), ones(without_bias(params[0])))]
         R_in = add(R_in, four_steps(layer, equal, s * (denominator - z + constant)))

@@ -5,7 +5,7 @@ import dataclasses
 from lrp_jax.core import primitives
 from lrp_jax.rules.base import FIXED, GATED, LINEAR, MOVES, POOLS, PRODUCTS, SUMS, Rule
 from lrp_jax.rules.linear import Norm
-from lrp_jax.rules.nonlinear import Pass, Route, Softmax, WinnerTakeAll
+from lrp_jax.rules.nonlinear import Pass, Route, Softmax, SoftWinners, WinnerTakeAll
 from lrp_jax.rules.products import SignalTakesAll, Uniform
 
 
@@ -36,21 +36,29 @@ CUSTOM = "custom"
 KINDS = {kind.name: kind for kind in (
     Kind("dense", "a matrix product with a parameter, including bias and evaluated BatchNorm", (LINEAR,)),
     Kind("conv", "a convolution with a parameter, including bias and evaluated BatchNorm", (LINEAR,)),
+    Kind("constant_map", "a matrix product or convolution with a constant that is no parameter, such as a resizing",
+         (LINEAR, SUMS), Norm()),
     Kind("avg_pool", "an average or sum over windows", (LINEAR, SUMS, POOLS), Norm()),
     Kind("sum", "a sum or mean over axes", (LINEAR, SUMS, POOLS), Norm()),
     Kind("add", "a sum or difference of two values, such as a residual connection", (LINEAR, SUMS), Norm()),
     Kind("scale", "a product with constants, perhaps with constants added", (LINEAR,), Norm()),
     Kind("shift", "a sum with constants", (LINEAR,), Norm()),
     Kind("center", "a value minus its mean", (FIXED,), Norm()),
-    Kind("normalization", "a value divided by a statistic of itself, which is constant to relevance", (LINEAR,),
-         Norm()),
-    Kind("max_pool", "a maximum over windows or axes", (POOLS,), WinnerTakeAll()),
+    Kind("transform", "any other linear operation, such as a Fourier filter or the solution of linear equations",
+         (FIXED,), Norm()),
+    Kind("normalization",
+         "a value divided by a statistic of itself, or a weighted mean; the divisor is constant to relevance",
+         (LINEAR,), Norm()),
+    Kind("max_pool", "a maximum or minimum over windows, axes, or values scattered to one place", (POOLS,),
+         WinnerTakeAll()),
     Kind("activation", "a function of each value by itself", (), Pass()),
     Kind("softmax", "a softmax", (), Softmax()),
+    Kind("logsumexp", "a logarithm of a sum of exponentials, which is a soft maximum", (), SoftWinners()),
+    Kind("log_softmax", "logits minus their log-sum-exp, which is constant to relevance", (), Pass()),
     Kind("gate", "a value times a factor between 0 and 1", (PRODUCTS, GATED), SignalTakesAll()),
     Kind("attention", "a matrix product of values and weights between 0 and 1", (PRODUCTS, GATED), Uniform()),
     Kind("product", "any other product of two values", (PRODUCTS,), Uniform()),
-    Kind("matmul", "any other matrix product of two values", (PRODUCTS,), Uniform()),
+    Kind("matmul", "any other matrix product or convolution of two values", (PRODUCTS,), Uniform()),
     Kind(CUSTOM, "a function decorated by `custom_rule`"),
 )}  # fmt: skip
 

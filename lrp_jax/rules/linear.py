@@ -14,6 +14,7 @@ import numpy as np
 from jax.core import Tracer
 
 from lrp_jax.core import compat
+from lrp_jax.core.numbers import check_number
 from lrp_jax.rules.base import FIXED, LINEAR, Layer, Rule
 from lrp_jax.rules.four_steps import (
     add,
@@ -27,7 +28,7 @@ from lrp_jax.rules.four_steps import (
     square,
     without_bias,
 )
-from lrp_jax.rules.stabilizer import Stabilize, check_number
+from lrp_jax.rules.stabilizer import Stabilize
 
 Bias = Literal["absorb", "keep", "ignore", "share"]
 """What a rule does with the bias of a layer."""

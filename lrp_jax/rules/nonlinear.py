@@ -72,6 +72,20 @@ class WinnerTakeAll(Route):
 
 
 @dataclasses.dataclass(frozen=True)
+class SoftWinners(Rule):
+    """The inputs of a log-sum-exp share its relevance in proportion to their exponentials: softmax(x)_j R.
+
+    With small temperatures this is `WinnerTakeAll`. It equals `Pass` for the logarithm and the exponential, and `Norm`
+    for the sum between them.
+    """
+
+    fits: ClassVar[frozenset[str]] = frozenset({"logsumexp"})
+
+    def __call__(self, layer: Layer, a: Any, params: Any, R: jax.Array) -> Any:
+        return jax.vjp(lambda a: layer(a, params), a)[1](R)[0]
+
+
+@dataclasses.dataclass(frozen=True)
 class AveragePool(Rule):
     """A max-pool is treated as an average pool: a_j / sum_j a_j within each window.
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from lrp_jax.core.numbers import check_number
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -66,19 +68,6 @@ class Stabilizer:
             case "clip":
                 return jnp.where(z < 0, -one, one) * jnp.maximum(jnp.abs(z), eps)
         return jnp.where(z == 0, eps, z)
-
-
-def check_number(name: str, value: Any) -> None:
-    """Raises if a parameter is not a finite number that is 0 or more. Functions and JAX arrays are not checked."""
-    if callable(value) or isinstance(value, jax.Array):
-        return
-    number = np.asarray(value)
-    if number.dtype.kind not in "fiu":
-        raise TypeError(f"{name} must be a number; got {value!r}.")
-    if not np.all(np.isfinite(number)):
-        raise ValueError(f"{name} must be finite; got {value}.")
-    if np.any(number < 0):
-        raise ValueError(f"{name} must not be negative; got {value}.")
 
 
 def as_stabilizer(eps: float | Stabilize) -> Stabilize:
