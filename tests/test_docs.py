@@ -206,6 +206,6 @@ def test_included_figures_are_images():
 
 def test_the_table_of_public_models_is_that_of_their_results(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
-    from public.table import public_section
+    from public.table import public_section  # pyright: ignore[reportMissingImports]
 
     assert (ROOT / "docs" / "coverage.md").read_text(encoding="utf-8").endswith(public_section())
