@@ -3,7 +3,6 @@
 Each step is a function whose cotangent is relevance. Reshapes, max-pools and fan-out use the ordinary VJP.
 """
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,7 +24,7 @@ Carry = Callable[[Step], Callable[[Any, Any], Any]]
 
 def relevance(step: Step) -> Callable[[Any, Any], Any]:
     """The function of a step, `(a, params) -> z`. Its VJP applies the rule of the step, so cotangents are relevance."""
-    if isinstance(step.rule, Route):
+    if isinstance(step.rule, Route) and not step.guarded:
         return step.layer
 
     def backward(saved, R):
@@ -147,10 +146,8 @@ def _guarded(rule: Rule) -> Callable[[Layer, Any, Any, Any], Any]:
     """
 
     def guarded(layer, a, params, R):
-        z = layer(a, params)
-        faults = jax.tree.map(lambda z, R: ~jnp.isfinite(z) & (R != 0), z, R)
-        R = jax.tree.map(lambda fault, R: jnp.where(fault, jnp.nan, R).astype(R.dtype), faults, R)
-        is_fault = functools.reduce(jnp.logical_or, map(jnp.any, jax.tree.leaves(faults)))
+        R = jax.tree.map(lambda z, R: jnp.where(~jnp.isfinite(z) & (R != 0), jnp.nan, R), layer(a, params), R)
+        is_fault = jnp.isnan(R).any()
         found = rule(layer, jax.tree.map(_without_nan, a), params, R)
         return jax.tree.map(lambda r: jnp.where(is_fault, r, _without_nan(r)), found)
 
@@ -158,4 +155,4 @@ def _guarded(rule: Rule) -> Callable[[Layer, Any, Any, Any], Any]:
 
 
 def _without_nan(x: jax.Array) -> jax.Array:
-    return jnp.where(jnp.isnan(x), jnp.zeros((), x.dtype), x) if jnp.issubdtype(x.dtype, jnp.inexact) else x
+    return jnp.where(jnp.isnan(x), jnp.zeros((), x.dtype), x)

@@ -11,7 +11,7 @@ from lrp_jax import composites, rules
 pytestmark = pytest.mark.usefixtures("lenient")
 
 RNG = np.random.default_rng(0)
-P = {name: RNG.normal(size=(4, 4)) / 2 for name in "qkvo"}
+P = {name: RNG.normal(size=(4, 4)) / 2 for name in "qkvo"} | {"groups": np.array([[1.0] * 6, [0.0] * 6])}
 X = RNG.normal(size=(2, 6, 4))
 KEPT = 4
 PAD = np.arange(6) < KEPT
@@ -49,13 +49,43 @@ def mean_of_groups(p, x, pad):
     return jnp.where(group.any(1)[:, None], means, 0).sum(1) @ p["o"]
 
 
+def mean_of_groups_given_as_an_argument(p, x, pad):
+    h = jax.nn.relu(x @ p["q"])
+    group = p["groups"][:, : len(pad)] * pad
+    means = jnp.einsum("gt,bti->bgi", group, h) / group.sum(1)[:, None]
+    return jnp.where(group.any(1)[:, None], means, 0).sum(1) @ p["o"]
+
+
+def maximum(p, x, pad):
+    h = jnp.log(jnp.where(pad[:, None], 1 + x**2, -1)).max(-1, keepdims=True) * p["v"][0]
+    return jnp.where(pad[:, None], h, 0).sum(1) @ p["o"]
+
+
+def chosen_by_top_k(p, x, pad):
+    h = jnp.log(jnp.where(pad[:, None], 1 + x**2, -1))
+    best, _ = jax.lax.top_k(h, 2)
+    return jnp.where(pad[:, None], best @ p["v"][:2], 0).sum(1) @ p["o"]
+
+
 def logarithm(p, x, pad):
     h = jnp.log(jnp.where(pad[:, None], 1 + x**2, -1)) @ p["v"]
     return jnp.where(pad[:, None], h, 0).sum(1) @ p["o"]
 
 
 @pytest.mark.parametrize("composite", COMPOSITES)
-@pytest.mark.parametrize("fn", [attention, attention_written_out, layer_norm_without_eps, mean_of_groups, logarithm])
+@pytest.mark.parametrize(
+    "fn",
+    [
+        attention,
+        attention_written_out,
+        layer_norm_without_eps,
+        mean_of_groups,
+        mean_of_groups_given_as_an_argument,
+        maximum,
+        chosen_by_top_k,
+        logarithm,
+    ],
+)
 def test_discarded_rows_have_no_relevance_and_do_not_change_that_of_others(fn, composite):
     found = explain(fn, X, COMPOSITES[composite], PAD)
     expected = explain(fn, X[:, :KEPT], COMPOSITES[composite], PAD[:KEPT])
@@ -63,8 +93,9 @@ def test_discarded_rows_have_no_relevance_and_do_not_change_that_of_others(fn, c
     np.testing.assert_array_equal(found[:, KEPT:], 0)
 
 
-def test_the_ledger_of_a_network_with_discarded_rows_balances():
-    ledger = lrp_jax.conservation(lambda p, x: attention(p, x, PAD), composites.attn_lrp())(P, X, target=0)
+@pytest.mark.parametrize("fn", [attention, maximum, chosen_by_top_k])
+def test_the_ledger_of_a_network_with_discarded_rows_balances(fn):
+    ledger = lrp_jax.conservation(lambda p, x: fn(p, x, PAD), composites.attn_lrp())(P, X, target=0)
     assert ledger.balanced, ledger.verdict
 
 

@@ -210,6 +210,19 @@ def test_an_einsum_that_sums_nothing_is_an_elementwise_product(written):
         np.testing.assert_allclose(lrp_jax.lrp(fn, composite)(params, X, target=0), expected, rtol=1e-12)
 
 
+def test_a_product_that_copies_its_input_along_an_axis_is_not_merged_into_the_layer_after_it():
+    params = P | {"s": np.arange(1.0, 7)}
+    column = lambda x: x.sum(1, keepdims=True)
+    for fn in (
+        lambda p, x: (column(x) * p["s"]) @ p["a"],
+        lambda p, x: jnp.einsum("bi,j->bj", column(x), p["s"]) @ p["a"],
+        lambda p, x: (column(x) @ p["s"][None]) @ p["a"],
+    ):
+        found = lrp_jax.lrp(fn, rules.Zero())(params, X, target=1)
+        expected = X / X.sum(1, keepdims=True) * (X.sum(1, keepdims=True) * (params["s"] @ P["a"][:, 1]))
+        np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
 def test_an_einsum_of_two_live_values_that_sums_nothing_is_a_product():
     fn = lambda p, x: jnp.einsum("bi,bi->bi", x @ p["a"], jax.nn.sigmoid(x @ p["b"]))
     assert [s.kind for s in lrp_jax.plan(fn, composites.attn_lrp())(P, X).steps][-1] == "gate"

@@ -92,6 +92,8 @@ def _scales_features(graph: Graph, before: Step, reader: Op, axes: Axes, maker: 
     """Whether a step scales or shifts each feature, only `reader` reads it, and it is not the end of a LayerNorm."""
     if before.kind not in ("scale", "shift") or graph.sole_user(before.outputs[0]) is not reader:
         return False
+    if before.in_shapes != [before.out_shape]:  # it copies its input along an axis
+        return False
     source = maker.get(before.inputs[0])
     if source and source.kind == "normalization":
         return False
