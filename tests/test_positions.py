@@ -78,6 +78,20 @@ def test_a_layer_after_a_residual_connection_is_not_a_first_one():
     assert marked(depth(0.5, 0.5), fn, P, X) == ["b"]
 
 
+def test_depth_counts_layers_after_one_whose_rule_stops_relevance():
+    class Stop(rules.Rule):
+        constant = (0,)
+
+        def __call__(self, layer, a, params, R):
+            return jnp.zeros_like(a)
+
+    fn = lambda p, x: relu(relu(x @ p["a"]) @ p["b"]) @ p["c"]
+    composite = [(kind("dense"), rules.Epsilon()), (depth(0, 0.5), rules.WSquare()), ("b", Stop())]
+    steps = lrp_jax.plan(fn, composite)(P, X).steps
+    assert [s.name for s in steps if s.kind == "dense"] == ["b", "c"]
+    assert steps[-1].rule == rules.WSquare()
+
+
 def test_all_uses_of_one_weight_have_the_position_of_the_use_next_to_the_input():
     fn = lambda p, x: relu(relu(x @ p["a"]) @ p["b"]) @ p["a"]
     assert marked(first(), fn, P, X) == ["a", "a#2"]

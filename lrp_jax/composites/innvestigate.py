@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from lrp_jax import rules
 from lrp_jax.composites.composite import Composite
-from lrp_jax.composites.selectors import End, first, kind
+from lrp_jax.composites.selectors import first, first_in_order, kind
 from lrp_jax.rules.base import SUMS
 from lrp_jax.rules.kinds import WEIGHTED, kinds_in
 from lrp_jax.rules.linear import Bias
@@ -127,5 +127,5 @@ def lrp_sequential_preset_b_flat_until_idx(until_layer_idx: int, epsilon: float 
         until_layer_idx: the index of the last of these layers. It counts the layers with weights from 0.
         epsilon: the stabilizer of LRP-epsilon.
     """
-    until = End(WEIGHTED, True, until_layer_idx + 1, in_order=True)
+    until = first_in_order(count=until_layer_idx + 1)
     return lrp_sequential_preset_b_flat(epsilon) + [(until, rules.Flat(eps=_EPS))]

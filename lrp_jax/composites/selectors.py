@@ -50,7 +50,7 @@ class Position:
             return counted
         ranks = _distances(steps, self.kinds, _explained(steps))
         span = max(ranks.values(), default=0) or 1
-        return [step for step in counted if self.low <= ranks[_layer(step)] / span <= self.high]
+        return [step for step in counted if self.low <= ranks.get(_layer(step), 0) / span <= self.high]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +60,10 @@ class End:
     Attributes:
         kinds: the kinds that are counted; no other step is selected.
         from_input: True for the first steps, False for the last.
-        count: how many layers there may be on a way from the input to such a layer, with this layer.
-        in_order: True counts layers in the order of their execution instead. The result then depends on the order in
-            which independent layers are written.
+        count: the largest number of these layers on a way between such a layer and the input (or the output), with the
+            layer itself.
+        in_order: True counts the layers in the order of execution instead, and selects `count` of them. The result then
+            depends on the order in which independent layers are written.
     """
 
     kinds: tuple[str, ...]
@@ -131,6 +132,11 @@ def first(*kinds: str, count: int = 1) -> End:
             uses of one weight are one layer.
     """
     return End(check_kinds(kinds) or WEIGHTED, True, count)
+
+
+def first_in_order(*kinds: str, count: int = 1) -> End:
+    """Selects the first `count` layers in the order of execution, as other libraries count them."""
+    return End(kinds or WEIGHTED, True, count, in_order=True)
 
 
 def last(*kinds: str, count: int = 1) -> End:

@@ -4,8 +4,7 @@ All stabilizers are 1e-6, signed. Biases absorb relevance. LRP-gamma is generali
 layer beside it, as by zennit's canonizers. With `epsilon_plus().unmerged()`, a BatchNorm hands relevance on unchanged,
 as in zennit without canonizers; with `excitation_backprop().unmerged()`, it multiplies relevance by its factor. The
 first layer is the one that is executed first, even if others read the input too: zennit takes the first in the order
-of its modules. In zennit, relevance usually starts from 1 at the explained class:
-`output=outputs.one_hot`.
+of its modules. In zennit, relevance usually starts from 1 at the explained class: `output=outputs.one_hot`.
 
 `guided_backprop` and `deconvnet` do not return relevance. They return gradients that are changed at activations.
 """
@@ -18,16 +17,12 @@ import jax.numpy as jnp
 
 from lrp_jax import rules
 from lrp_jax.composites.composite import Composite
-from lrp_jax.composites.selectors import End, kind
+from lrp_jax.composites.selectors import Selector, first_in_order, kind
 from lrp_jax.rules.base import FIXED, LINEAR, SUMS
-from lrp_jax.rules.kinds import WEIGHTED, kinds_in
+from lrp_jax.rules.kinds import kinds_in
 
 Eps = float | rules.Stabilizer
 """A number, for the signed stabilizer of this size, or a stabilizer."""
-
-
-def _first(*kinds: str) -> End:
-    return End(kinds or WEIGHTED, True, in_order=True)
 
 
 def _layers(conv: rules.LinearRule, epsilon: Eps, stabilizer: Eps, *, zero_bias: bool) -> Composite:
@@ -44,13 +39,17 @@ def _options(stabilizer: Eps, zero_bias: bool) -> dict[str, Any]:
     return {"eps": stabilizer, "bias": "ignore" if zero_bias else "absorb"}
 
 
+def _flat_first(stabilizer: Eps) -> list[tuple[Selector, rules.Rule]]:
+    return [(first_in_order(), rules.Flat(eps=stabilizer))]
+
+
 def epsilon_gamma_box(
     low: Any, high: Any, epsilon: Eps = 1e-6, gamma: float = 0.25, stabilizer: Eps = 1e-6, *, zero_bias: bool = False
 ) -> Composite:
     """`EpsilonGammaBox`: epsilon for dense layers, gamma for convolutions, z^B for the first convolution."""
     options = _options(stabilizer, zero_bias)
     layers = _layers(rules.Gamma(gamma, **options), epsilon, stabilizer, zero_bias=zero_bias)
-    return layers + [(_first("conv"), rules.ZBox(low, high, **options))]
+    return layers + [(first_in_order("conv"), rules.ZBox(low, high, **options))]
 
 
 def epsilon_plus(epsilon: Eps = 1e-6, stabilizer: Eps = 1e-6, *, zero_bias: bool = False) -> Composite:
@@ -60,7 +59,7 @@ def epsilon_plus(epsilon: Eps = 1e-6, stabilizer: Eps = 1e-6, *, zero_bias: bool
 
 def epsilon_plus_flat(epsilon: Eps = 1e-6, stabilizer: Eps = 1e-6, *, zero_bias: bool = False) -> Composite:
     """`EpsilonPlusFlat`: `EpsilonPlus`, with the flat rule for the first layer."""
-    return epsilon_plus(epsilon, stabilizer, zero_bias=zero_bias) + [(_first(), rules.Flat(eps=stabilizer))]
+    return epsilon_plus(epsilon, stabilizer, zero_bias=zero_bias) + _flat_first(stabilizer)
 
 
 def epsilon_alpha2_beta1(epsilon: Eps = 1e-6, stabilizer: Eps = 1e-6, *, zero_bias: bool = False) -> Composite:
@@ -71,7 +70,9 @@ def epsilon_alpha2_beta1(epsilon: Eps = 1e-6, stabilizer: Eps = 1e-6, *, zero_bi
 
 def epsilon_alpha2_beta1_flat(epsilon: Eps = 1e-6, stabilizer: Eps = 1e-6, *, zero_bias: bool = False) -> Composite:
     """`EpsilonAlpha2Beta1Flat`: `EpsilonAlpha2Beta1`, with the flat rule for the first layer."""
-    return epsilon_alpha2_beta1(epsilon, stabilizer, zero_bias=zero_bias) + [(_first(), rules.Flat(eps=stabilizer))]
+    return epsilon_alpha2_beta1(epsilon, stabilizer, zero_bias=zero_bias) + [
+        (first_in_order(), rules.Flat(eps=stabilizer))
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

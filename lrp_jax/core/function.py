@@ -107,11 +107,10 @@ def _check_leaf(arg: Any, leaf: Any, position: int, explained: bool) -> None:
     is_number = isinstance(leaf, int | float | complex) and not isinstance(leaf, bool)
     if not hasattr(leaf, "dtype") and not is_number:
         advice = "bind such arguments beforehand, for example with functools.partial"
-        if callable(arg):  # a module of Equinox, whose functions are leaves
+        if callable(arg) and leaf is not arg:  # a module of Equinox, whose functions are leaves
             advice = (
-                f"if it is a model, explain the model itself, lrp({type(arg).__name__.lower()}, composite)(x), or pass"
-                " only its arrays: arrays, rest = eqx.partition(model, eqx.is_array), and in the function"
-                " eqx.combine(arrays, rest)(x)"
+                "explain the model itself, lrp(model, composite)(x), or pass only its arrays: "
+                "arrays, rest = eqx.partition(model, eqx.is_array), and in the function eqx.combine(arrays, rest)(x)"
             )
         raise TypeError(f"argument {position} contains {leaf!r}, which is not an array; {advice}.")
     if explained and isinstance(arg, list | tuple) and is_number and not hasattr(leaf, "dtype"):

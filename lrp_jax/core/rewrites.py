@@ -1,4 +1,4 @@
-"""Operations that the flat graph replaces by other operations: reductions with an initial value, solvers, checks."""
+"""Operations that the flat graph replaces: products without a sum, reductions with an initial value, solvers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +19,23 @@ def replacement(eqn: compat.JaxprEqn, operands: list[Value]) -> Replacement | No
     """The operations that replace an equation; None if it stays as it is."""
     find = _REPLACED.get(eqn.primitive.name)
     return find(eqn.params, operands) if find else None
+
+
+def _product_without_sum(params: dict[str, Any], operands: list[Value]) -> Replacement | None:
+    """A `dot_general` that sums over no axis: the element-wise product, with the axes of the batch, of a, then of b."""
+    (summed, _), (batch_a, batch_b) = params["dimension_numbers"]
+    if summed:
+        return None
+    dtype = params["preferred_element_type"]
+
+    def product(a, b):
+        free_a, free_b = ([i for i in range(v.ndim) if i not in batch] for v, batch in ((a, batch_a), (b, batch_b)))
+        a, b = a.transpose(*batch_a, *free_a), b.transpose(*batch_b, *free_b)
+        a = jnp.expand_dims(a, [a.ndim + i for i in range(len(free_b))])
+        b = jnp.expand_dims(b, [len(batch_b) + i for i in range(len(free_a))])
+        return a.astype(dtype or a.dtype) * b.astype(dtype or b.dtype)
+
+    return _traced(product, operands)
 
 
 def _with_initial_value(params: dict[str, Any], operands: list[Value]) -> Replacement | None:
@@ -109,6 +126,7 @@ def _returned_operands(jaxpr: Any) -> list[int] | None:
 
 
 _REPLACED: dict[str, Callable[[dict[str, Any], list[Value]], Replacement | None]] = {
+    "dot_general": _product_without_sum,
     "reduce": _with_initial_value,
     "reduce_window": _with_initial_value,
     "custom_linear_solve": _solved,

@@ -128,33 +128,11 @@ def substitute(ops: list[Op], fn: Callable, inputs: list[Value], op: Op) -> None
 
 
 def called(eqn: compat.JaxprEqn) -> tuple[Any, Any, str] | None:
-    """The jaxpr, the constants and the name of the called function. None if the equation is no call, or is marked.
-
-    A matrix product that sums over no axis counts as a call of an element-wise product.
-    """
-    if eqn.primitive.name == "dot_general" and not eqn.params["dimension_numbers"][0][0]:
-        with compat.under_source_of(eqn):
-            closed = jax.make_jaxpr(_product_without_sum(eqn.params))(*(v.aval for v in eqn.invars))
-        return closed.jaxpr, closed.consts, eqn.primitive.name
+    """The jaxpr, the constants and the name of the called function. None if the equation is no call, or is marked."""
     if not (body := primitive(eqn.primitive.name).body) or mark_of(eqn):
         return None
     jaxpr, consts = compat.body_of(eqn.params[body])
     return jaxpr, consts, jaxpr.debug_info.func_name.split(" ")[0]
-
-
-def _product_without_sum(params: dict[str, Any]) -> Callable[[Any, Any], Any]:
-    """A `dot_general` that sums over no axis, as an element-wise product: axes of the batch, of a, then of b."""
-    _, (batch_a, batch_b) = params["dimension_numbers"]
-    dtype = params["preferred_element_type"]
-
-    def product(a, b):
-        free_a, free_b = ([i for i in range(v.ndim) if i not in batch] for v, batch in ((a, batch_a), (b, batch_b)))
-        a, b = a.transpose(*batch_a, *free_a), b.transpose(*batch_b, *free_b)
-        a = jnp.expand_dims(a, [a.ndim + i for i in range(len(free_b))])
-        b = jnp.expand_dims(b, [len(batch_b) + i for i in range(len(free_a))])
-        return a.astype(dtype or a.dtype) * b.astype(dtype or b.dtype)
-
-    return product
 
 
 def flatten(jaxpr, consts, inputs: list[Value], ops: list[Op], calls: tuple[Call, ...] = ()) -> list[Value]:

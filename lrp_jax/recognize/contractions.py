@@ -30,7 +30,7 @@ def weighted(graph: Graph, op: Op, kind: str, taken: Set[Op], merge: bool) -> St
     if weight not in graph.weights:
         fixed = lambda a, params: op.of(*(a if v is x else params[0] for v in op.inputs))
         return Step("constant_map", op.name, [op], [x], fixed, lambda read: (read(weight), None))
-    ops, axes = _followers(graph, op, taken, merge, _result_axes(op, weight))
+    ops, axes = followers(graph, op, taken, merge, _result_axes(op, weight))
     rearrangements = [op for op in ops if op.has(Trait.REARRANGE)]
 
     def layer(a, params):
@@ -47,7 +47,7 @@ def weighted(graph: Graph, op: Op, kind: str, taken: Set[Op], merge: bool) -> St
     return Step(kind, op.name, [op, *ops], [x], layer, params, path=weight.path, weight=graph.origin(weight))
 
 
-def _followers(graph: Graph, op: Op, taken: Set[Op], merge: bool, axes: Axes) -> tuple[list[Op], dict[Op, Axes]]:
+def followers(graph: Graph, op: Op, taken: Set[Op], merge: bool, axes: Axes) -> tuple[list[Op], dict[Op, Axes]]:
     """The operations after a contraction that become part of its layer, and the axes of features after each."""
     ops: list[Op] = []
     between: list[Op] = []  # rearrangements since the last operation of the layer

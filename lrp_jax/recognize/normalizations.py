@@ -179,9 +179,16 @@ def _inverts(graph: Graph, op: Op) -> bool:
 
 def _is_negative(graph: Graph, value: Value) -> bool:
     """Whether a constant is a negative number, or the negative of another constant."""
+    value = copied_from(graph, value)
+    op = graph.maker.get(value)
+    return value.number < 0 if value.number is not None else op is not None and op.name == "neg"
+
+
+def copied_from(graph: Graph, value: Value) -> Value:
+    """The value of which another is a copy with another shape."""
     while (op := graph.maker.get(value)) and op.has(Trait.MOVE) and len(op.inputs) == 1:
         (value,) = op.inputs
-    return value.number < 0 if value.number is not None else op is not None and op.name == "neg"
+    return value
 
 
 def _is_signal(graph: Graph, value: Value, source: Value) -> bool:

@@ -39,10 +39,8 @@ def gates(graph: Graph, softmaxes: Collection[Value], bounds: dict[Value, Interv
     shares = set(softmaxes)
     for op in graph.ops:
         moved = op.has(Trait.MOVE | Trait.CHOICE) and not shares.isdisjoint(op.live_inputs)
-        from_shares = bool(op.live_inputs) and shares.issuperset(op.live_inputs)
-        if (moved and bounded.issuperset(op.outputs)) or (
-            from_shares and (moved or (op.has(Trait.FACTOR) and by_constant(op)))
-        ):
+        scaled = op.has(Trait.FACTOR) and by_constant(op)
+        if (moved and bounded.issuperset(op.outputs)) or ((moved or scaled) and shares.issuperset(op.live_inputs)):
             shares.update(op.outputs)
     return Gates(shares, bounded)
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 from lrp_jax.core.graph import Graph, Op, Value
 from lrp_jax.core.primitives import Trait
-from lrp_jax.recognize.normalizations import Join, between, exponential_of, is_same, logits_of
+from lrp_jax.recognize.normalizations import Join, between, copied_from, exponential_of, is_same, logits_of
 
 _SUMS = ("reduce_sum", "scatter-add", "reduce_window_sum", "cumsum")
 
@@ -37,7 +37,7 @@ def _entry(graph: Graph, op: Op, exponentials, sums, softmaxes):
         return "log_softmax", softmax.entry
     if op.name in ("add", "add_any"):
         for total, shift in (op.inputs, op.inputs[::-1]):
-            exponential = exponentials.get(_moved(graph, total))
+            exponential = exponentials.get(copied_from(graph, total))
             if exponential and (logits := _shifted(graph, exponential.inputs[0], shift)):
                 return "logsumexp", logits
     if op.has(Trait.TERM) and len(op.live_inputs) == 1 and (before := sums.get(op.live_inputs[0])):
@@ -45,7 +45,7 @@ def _entry(graph: Graph, op: Op, exponentials, sums, softmaxes):
         if op.live_inputs[0] is op.inputs[0] and _is_known(graph, constant):
             return "logsumexp", before
     if op.name == "sub":
-        logits, total = op.inputs[0], _moved(graph, op.inputs[1])
+        logits, total = op.inputs[0], copied_from(graph, op.inputs[1])
         if sums.get(total) is logits and logits.aval.shape == op.output.aval.shape:
             return "log_softmax", logits_of(graph, logits) if total in exponentials else logits
     return None
@@ -73,20 +73,13 @@ def _shifted(graph: Graph, value: Value, shift: Value) -> Value | None:
     op = graph.maker.get(value)
     if op is None or op.name != "sub" or not op.inputs[0].live:
         return None
-    return op.inputs[0] if is_same(graph, _moved(graph, op.inputs[1]), _moved(graph, shift)) else None
+    return op.inputs[0] if is_same(graph, copied_from(graph, op.inputs[1]), copied_from(graph, shift)) else None
 
 
 def _is_known(graph: Graph, value: Value) -> bool:
     """Whether a constant is computed from numbers alone, such as the logarithm of the number of summands."""
     op = graph.maker.get(value)
     return value.number is not None if op is None else not value.reached and all(_is_known(graph, v) for v in op.inputs)
-
-
-def _moved(graph: Graph, value: Value) -> Value:
-    """The value of which another is a copy with another shape."""
-    while (op := graph.maker.get(value)) and op.has(Trait.MOVE) and len(op.inputs) == 1:
-        (value,) = op.inputs
-    return value
 
 
 def _without(graph: Graph, value: Value, names: Collection[str]) -> Value:

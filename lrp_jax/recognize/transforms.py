@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from lrp_jax.core.graph import Graph, Op, Value
 from lrp_jax.core.primitives import Trait
 from lrp_jax.recognize.affine import with_bias
+from lrp_jax.recognize.contractions import followers
 from lrp_jax.recognize.step import Step, function_of
 
 _OF_COMPLEX = ("complex", "conj", "real", "imag", "fft", "abs")
@@ -65,13 +66,8 @@ def weighted(graph: Graph, op: Op, taken: Set[Op]) -> Step | None:
     (x,), (weight,) = op.live_inputs, weights
     places = [v for v in op.constant_inputs if v is not weight]
     is_layer = weight in graph.weights
-    ops, user = [op], graph.sole_user(op.output) if is_layer else None
-    while user and user not in taken and user.has(Trait.REARRANGE):
-        ops.append(user)
-        user = graph.sole_user(user.output)
-    biased = user and user not in taken and user.name in ("add", "add_any") and len(user.constant_inputs) == 1
-    moves, bias = (ops[1:], user.constant_inputs[0]) if biased and user else ([], None)
-    ops = [*ops, user] if biased and user else [op]
+    after, _ = followers(graph, op, taken, False, {}) if is_layer else ([], {})
+    moves, bias = (after[:-1], after[-1].constant_inputs[0]) if after else ([], None)
 
     def layer(a, params):
         (w, *where), b = params
@@ -85,4 +81,4 @@ def weighted(graph: Graph, op: Op, taken: Set[Op]) -> Step | None:
         return tuple(map(read, [weight, *places])), None if bias is None else read(bias)
 
     kind, path = ("dense", weight.path) if is_layer else ("constant_map", "")
-    return Step(kind, op.name, ops, [x], layer, params, path=path, weight=graph.origin(weight))
+    return Step(kind, op.name, [op, *after], [x], layer, params, path=path, weight=graph.origin(weight))
