@@ -27,8 +27,8 @@ _ABSORBED = {
     "constants": "constants received", "rule": "rules dropped",
 }  # fmt: skip
 
-_LITTLE = 0.1
-"""The verdict warns if a smaller share of the score reaches the input."""
+LITTLE = 0.1
+"""If a smaller share of the score reaches the input, the verdict says so."""
 
 TERMS = ("received", "passed", *LOSSES, "mass", "negative")
 """The amounts in a row."""
@@ -137,7 +137,7 @@ class Ledger:
         share = self.relevance.sum() / self.score.sum() if self.score.sum() else 1.0
         worst = max(map(self.relative_residual, self.rows), default=0.0)
         text = f"The ledger balances: largest residual {worst:.1e}; {share:.2%} of the score reached the input."
-        if abs(share) < _LITTLE:
+        if abs(share) < LITTLE:
             lost = {name: sum(e.losses[i].sum() for e in self.rows) / self.score.sum() for i, name in enumerate(LOSSES)}
             reason = max(lost, key=lambda name: abs(lost[name]))
             text += f" Little reached it: {_ABSORBED[reason]} {lost[reason]:.2%}."

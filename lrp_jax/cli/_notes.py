@@ -3,8 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-LITTLE = 0.1
-"""If a smaller share of the logit reaches the pixels, the output says so."""
+from lrp_jax.ledger import LITTLE
 
 SAME = 0.95
 """If the cosine between the heatmaps of two classes is larger, the output says that they do not depend on the class."""

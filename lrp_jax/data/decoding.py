@@ -66,10 +66,12 @@ def decode(path: str | Path) -> Image.Image:
 def _decoded(image: Image.Image, path: str | Path) -> Image.Image:
     """An opened image as RGB."""
     _check_work(image, path)
+    pixels = image.width * image.height
     white, inverted = _meaning(image)
     transparent = _transparent_colour(image, path)
     ImageOps.exif_transpose(image, in_place=True)
-    _check_work(image, path)  # again, because an icon contains an image with a size of its own
+    if image.width * image.height != pixels:  # an icon contains an image with a size of its own
+        _check_work(image, path)
     if white:
         return _from_numbers(np.asarray(image), white, inverted, transparent)
     if isinstance(transparent, np.ndarray):
