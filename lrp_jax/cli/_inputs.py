@@ -32,13 +32,8 @@ class InputImage(NamedTuple):
 
 def add_image_options(command: argparse.ArgumentParser, composite: bool = True):
     """Adds the options of all commands for images. Returns the group of options that choose the class."""
-    command.add_argument(
-        "images",
-        nargs="+",
-        type=file_name,
-        metavar="IMAGE",
-        help="an image file: JPEG, PNG, TIFF, WebP, GIF, AVIF and other formats of Pillow",
-    )
+    formats = "an image file: JPEG, PNG, TIFF, WebP, GIF, AVIF and other formats of Pillow"
+    command.add_argument("images", nargs="+", type=file_name, metavar="IMAGE", help=formats)
     network = f"the network; `lrp-jax models` lists all (default: {DEFAULT})"
     command.add_argument("--model", default=DEFAULT, metavar="NAME", help=network)
     weights = "a file of weights of this project, torchvision, timm, Keras or Flax (default: the model's own file)"
