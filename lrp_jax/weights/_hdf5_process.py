@@ -5,6 +5,7 @@ for ever on a damaged file. Here, only this process ends.
 """
 
 import base64
+import contextlib
 import io
 import json
 import sys
@@ -41,10 +42,9 @@ class _Part(io.RawIOBase):
 
 def main(path, start, size):
     """Prints the description."""
-    if resource:
-        resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
-        resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for name, limit in (("CPU", _SECONDS), ("AS", _BYTES), ("CORE", 0)):
+        with contextlib.suppress(ValueError, OSError, AttributeError):  # not every system has every limit
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
     datasets = {}
 
     def visit(name, node):
@@ -64,7 +64,7 @@ def main(path, start, size):
 def _describe(node):
     """Type, shape and place of the values of a dataset."""
     properties = node.id.get_create_plist()
-    stored = node.shape is not None and not node.external and not node.is_virtual and not _outside(properties)
+    stored = node.shape is not None and not node.external and not node.is_virtual
     found = {
         "dtype": _dtype(node.id.get_type()), "kind": str(node.id.get_type().get_class()), "shape": node.shape,
         "stored": stored, "offset": None, "chunk": node.chunks,
@@ -80,11 +80,6 @@ def _describe(node):
     else:
         found["offset"] = node.id.get_offset()
     return found
-
-
-def _outside(properties):
-    """Whether the values are in other files."""
-    return properties.get_external_count() > 0
 
 
 def _dtype(kind):

@@ -1,5 +1,6 @@
 """Receives the bytes of a published file. A faulty server can neither block the caller nor fill the memory."""
 
+import contextlib
 import dataclasses
 import queue
 import threading
@@ -82,7 +83,7 @@ def request(url: str, start: int, idle: float, deadline: float) -> Response:
                     raise ConnectionError("the connection was interrupted")
             put(b"")
         except BaseException as error:  # a faulty answer can raise anything
-            if not stopped.is_set():
+            with contextlib.suppress(TransferError):  # nobody waits any more
                 put(error)
 
     def get() -> Any:
@@ -128,6 +129,9 @@ def _open(url: str, start: int, idle: float) -> Any:
         raise TransferError(f"HTTP Error {error.code}: {error.reason}", error.code) from None
     if response is None:
         raise TransferError("redirected to an address that is not of HTTP")
+    if response.status not in (200, 206):
+        response.close()
+        raise TransferError(f"the server answered with status {response.status}")
     return response
 
 
