@@ -9,13 +9,13 @@ import contextlib
 import io
 import json
 import sys
+from typing import Any
 
 import h5py
 
-try:
+resource: Any = None
+with contextlib.suppress(ImportError):  # Windows does not have it
     import resource
-except ImportError:  # Windows
-    resource = None
 
 _SECONDS, _BYTES = 4, 2**31
 
@@ -42,7 +42,7 @@ class _Part(io.RawIOBase):
 
 def main(path, start, size):
     """Prints the description."""
-    for name, limit in (("CPU", _SECONDS), ("AS", _BYTES), ("CORE", 0)):
+    for name, limit in (("CPU", _SECONDS), ("AS", _BYTES), ("CORE", 0)) if resource else ():
         with contextlib.suppress(ValueError, OSError, AttributeError):  # not every system has every limit
             resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
     datasets = {}
