@@ -2,7 +2,7 @@
 
     python docs/public_models.py --list
     python docs/public_models.py --only NAME          # one model, in this process
-    python docs/public_models.py --group keras        # all models of a group, each in a process of its own
+    python docs/public_models.py --group keras        # all models of a group
     python docs/public_models.py --group keras --match VGG
 
 The interpreter needs the packages of the group (`docs/public/GROUP.txt`) and lrp_jax. Results are written to
@@ -16,6 +16,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections import Counter
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+PUBLIC = ROOT / "docs" / "public"
 sys.path.insert(0, str(ROOT / "docs"))
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
@@ -89,7 +91,23 @@ def _sentence(error: Exception) -> str:
     return f"{type(error).__name__}: {text[:400]}"
 
 
+def _ledger(fn, args):
+    """The ledger of a function of several examples, or of one."""
+    import jax
+
+    import lrp_jax
+    from lrp_jax import rules
+
+    params, x = args
+    rows = {leaf.shape[0] for leaf in jax.tree.leaves(x)}
+    if rows == {jax.eval_shape(fn, params, x).shape[0]}:
+        return lrp_jax.conservation(fn, rules.Epsilon())(params, x)
+    one = lambda params, x: fn(params, jax.tree.map(lambda a: a[0], x))
+    return lrp_jax.conservation(one, rules.Epsilon())(params, jax.tree.map(lambda a: a[None], x))
+
+
 def _explained(model, fn) -> dict:
+    import jax
     import numpy as np
     from public.common import CHECKED, counted
 
@@ -103,7 +121,7 @@ def _explained(model, fn) -> dict:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         plan = lrp_jax.plan(fn, rules.Epsilon())(*args)
-        ledger = lrp_jax.conservation(fn, rules.Epsilon())(*args)
+        ledger = _ledger(fn, args)
         times, logits, explanation = _compiled(fn, args)
     kinds = Counter(step.kind for step in [*plan.steps, *plan.constant] if not is_move(step.kind))
     difference = np.abs(logits - np.asarray(explanation.logits)).max() / np.abs(logits).max()
@@ -113,9 +131,9 @@ def _explained(model, fn) -> dict:
         "balanced": bool(ledger.balanced),
         "residual": max(map(ledger.relative_residual, ledger.rows)),
         "arrived": float(ledger.relevance.sum() / ledger.score.sum()),
-        "finite": bool(np.isfinite(np.asarray(explanation.relevance)).all()),
+        "finite": all(np.isfinite(R).all() for R in jax.tree.leaves(explanation.relevance)),
         "logits differ": float(difference),
-        "dtype": str(explanation.relevance.dtype),
+        "dtype": str(jax.tree.leaves(explanation.relevance)[0].dtype),
         "warnings": sorted({f"{w.category.__name__}: {' '.join(str(w.message).split())[:200]}" for w in caught}),
         "preset": _preset(fn, args),
     }
@@ -125,16 +143,17 @@ def _explained(model, fn) -> dict:
 
 def _preset(fn, args) -> str:
     """Whether a preset with rules that modify weights also gives finite relevance."""
+    import jax
     import numpy as np
 
     import lrp_jax
     from lrp_jax import composites
 
     try:
-        relevance = np.asarray(lrp_jax.lrp(fn, composites.epsilon_plus_flat())(*args))
+        relevance = jax.tree.leaves(lrp_jax.lrp(fn, composites.epsilon_plus_flat())(*args))
     except Exception as error:
         return _sentence(error)
-    return "finite" if np.isfinite(relevance).all() else "not finite"
+    return "finite" if all(np.isfinite(R).all() for R in relevance) else "not finite"
 
 
 def _compiled(fn, args) -> tuple[dict, Any, Any]:
@@ -172,45 +191,60 @@ def _compiled(fn, args) -> tuple[dict, Any, Any]:
     return times, np.asarray(results["gradient"][1]), results["relevance"]
 
 
-def run_group(group: str, match: str, limit: float) -> None:
-    """Runs each model of a group in a process of its own, and keeps the results."""
-    path = ROOT / "docs" / "public" / f"{group}.json"
-    for name in models(group):
-        if match.lower() not in name.lower():
-            continue
-        start = time.time()
-        command = [sys.executable, __file__, "--only", name]
-        row = {"name": name, "status": "process ended"}
-        try:
-            run = subprocess.run(command, timeout=limit, capture_output=True, text=True, check=False)
-            lines = [line for line in run.stdout.splitlines() if line.startswith("RESULT ")]
-            row = json.loads(lines[-1][7:]) if lines else row | {"error": run.stderr[-600:]}
-        except subprocess.TimeoutExpired:
-            row["error"] = f"no result after {limit:.0f} s"
-        row["group"] = group
-        results = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        known = {key: value for key, value in results.items() if key in models(group)}
-        path.write_text(json.dumps(known | {name: row}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        about = row.get("misread") or row.get("error", "")
-        print(f"{time.time() - start:4.0f} s  {row['status']:13}  {name}  {about}", flush=True)
+def run_group(group: str, match: str, missing: bool, limit: float) -> None:
+    """Runs the models of a group in another process, which starts again after a crash, and keeps the results."""
+    known = _results(group) if missing else {}
+    pending = [name for name in models(group) if match.lower() in name.lower() and name not in known]
+    while pending:
+        command = [sys.executable, __file__, "--only", *pending]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+            assert process.stdout is not None
+            while pending:
+                start = time.time()
+                watch = threading.Timer(limit, process.kill)
+                watch.start()
+                line = next((line for line in process.stdout if line.startswith("RESULT ")), None)
+                watch.cancel()
+                name = pending.pop(0)
+                ended = {"name": name, "status": "process ended", "error": f"no result in {limit:.0f} s, or a crash"}
+                _keep(group, json.loads(line[7:]) if line else ended, time.time() - start)
+                if line is None:
+                    break
+
+
+def _results(group: str) -> dict:
+    """The known results of the models of a group, by name."""
+    path = PUBLIC / f"{group}.json"
+    results = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return {name: row for name, row in results.items() if name in models(group)}
+
+
+def _keep(group: str, row: dict, seconds: float) -> None:
+    """Adds a result to those of its group, and prints it."""
+    text = json.dumps(_results(group) | {row["name"]: row}, indent=1, sort_keys=True)
+    (PUBLIC / f"{group}.json").write_text(text + "\n", encoding="utf-8")
+    about = row.get("misread") or row.get("error", "")
+    print(f"{seconds:4.0f} s  {row['status']:13}  {row['name']}  {about}", flush=True)
 
 
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--list", action="store_true", help="print the names of all models")
-    parser.add_argument("--only", help="run one model in this process, and print its result")
+    parser.add_argument("--only", nargs="+", help="run these models in this process, and print their results")
     parser.add_argument("--group", choices=GROUPS, help="run all models of a group")
     parser.add_argument("--match", default="", help="with --group: only models whose name contains this text")
+    parser.add_argument("--missing", action="store_true", help="with --group: only models without a result")
     parser.add_argument("--limit", type=float, default=300, help="with --group: seconds for one model")
     options = parser.parse_args()
     if options.list:
         print("\n".join(f"{group}: {name}" for group in GROUPS for name in models(group)))
     elif options.only:
-        make = next(found[options.only] for found in map(models, GROUPS) if options.only in found)
-        print("RESULT " + json.dumps(measured(options.only, make)))
+        group = next(group for group in GROUPS if options.only[0] in models(group))
+        for name in options.only:
+            print("RESULT " + json.dumps(measured(name, models(group)[name])), flush=True)
     elif options.group:
-        run_group(options.group, options.match, options.limit)
+        run_group(options.group, options.match, options.missing, options.limit)
 
 
 if __name__ == "__main__":

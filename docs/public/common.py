@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -99,6 +100,18 @@ def as_trained(params: Any, dtype: Any = np.float64) -> Any:
     return jax.tree.map(noisy, params)
 
 
+def with_package(package: str, models: dict[str, Any]) -> dict[str, Any]:
+    """Functions that make models, by name, with the name of their package on PyPI."""
+    for make in models.values():
+        make.package = package
+    return models
+
+
+def named(package: str, make: Callable[[str], Model], *names: str, prefix: str = "") -> dict[str, Any]:
+    """The models `make(name)` of a package."""
+    return with_package(package, {f"{package}: {prefix}{name}": functools.partial(make, name) for name in names})
+
+
 class _Count:
     """Counts the outermost calls of layers of each kind."""
 
@@ -108,7 +121,7 @@ class _Count:
 
     def call(self, name: str, layer: Any, do: Callable[[], Any]) -> Any:
         kind = "dense" if name in DENSE else "conv" if name in CONV else None
-        if name.endswith(NORMS) and "Batch" not in name:
+        if name.endswith(NORMS) and not name.startswith(("Batch", "FlaxWav2Vec2Encoder")):
             kind = "normalization"
         if name == "softmax":
             kind = "softmax"

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from public.common import Model, normal
+from public.common import Model, normal, with_package
 
 
 def equinox_model(model: Any, x: Any, call: Callable | None = None, **more) -> Model:
@@ -365,13 +365,7 @@ def _rnn_jax(cell: str) -> Model:
     )
 
 
-def _with_package(package: str, models: dict) -> dict:
-    for make in models.values():
-        make.package = package
-    return models
-
-
-MODELS = _with_package(
+MODELS = with_package(
     "equinox",
     {
         f"equinox: {name}": functools.partial(_layers, name)
@@ -386,8 +380,8 @@ MODELS = _with_package(
         )
     },
 )
-MODELS |= _with_package("equimo", {f"equimo: {n}": functools.partial(_equimo, n, **o) for n, o in EQUIMO.items()})
-MODELS |= _with_package(
+MODELS |= with_package("equimo", {f"equimo: {n}": functools.partial(_equimo, n, **o) for n, o in EQUIMO.items()})
+MODELS |= with_package(
     "flowjax",
     {
         f"flowjax: {name}": functools.partial(_flow, name)
@@ -400,7 +394,7 @@ MODELS |= _with_package(
         )
     },
 )
-MODELS |= _with_package(
+MODELS |= with_package(
     "diffrax",
     {
         f"diffrax: neural ODE, {solver}{', adaptive' if adaptive else ''}": functools.partial(
@@ -409,12 +403,12 @@ MODELS |= _with_package(
         for solver, adaptive in (("Euler", False), ("Heun", False), ("Tsit5", False), ("Tsit5", True))
     },
 )
-MODELS |= _with_package("norax", {"norax: FNO": functools.partial(_norax)})
-MODELS |= _with_package("palm-jax", {"palm-jax: PaLM": functools.partial(_palm)})
-MODELS |= _with_package("diffusionlab", {"diffusionlab: DiT": functools.partial(_dit)})
-MODELS |= _with_package("transformer-flows", {"transformer-flows: TarFlow": functools.partial(_transformer_flow)})
-MODELS |= _with_package("e1jax", {"e1jax: E1": functools.partial(_e1)})
-MODELS |= _with_package(
+MODELS |= with_package("norax", {"norax: FNO": functools.partial(_norax)})
+MODELS |= with_package("palm-jax", {"palm-jax: PaLM": functools.partial(_palm)})
+MODELS |= with_package("diffusionlab", {"diffusionlab: DiT": functools.partial(_dit)})
+MODELS |= with_package("transformer-flows", {"transformer-flows: TarFlow": functools.partial(_transformer_flow)})
+MODELS |= with_package("e1jax", {"e1jax: E1": functools.partial(_e1)})
+MODELS |= with_package(
     "rnn-jax",
     {
         f"rnn-jax: {c}": functools.partial(_rnn_jax, c)

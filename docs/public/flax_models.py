@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from public.common import Model, normal
+from public.common import Model, named, normal, with_package
 
 
 def linen_model(module: Any, x: Any, call: Callable | None = None, init: dict | None = None, **more) -> Model:
@@ -121,7 +121,7 @@ def _brax(name: str) -> Model:
         )
     network = networks.make_policy_network(3, 6) if name == "policy" else networks.make_value_network(6)
     params = network.init(jax.random.key(0))
-    fn = lambda p, x: network.apply(None, p, x).reshape(2, -1)
+    fn = lambda p, x: network.apply(None, p, x).reshape(len(x), -1)
     return Model(fn, params, normal(2, 6))
 
 
@@ -367,18 +367,8 @@ def _mamba(version: int) -> Model:
     return nnx_model(lambda r: model(config(**options), rngs=r), normal(1, 6, 8), call, float64=False)
 
 
-def _with_package(package: str, models: dict) -> dict:
-    for make in models.values():
-        make.package = package
-    return models
-
-
-def _named(package: str, make: Callable, *names, prefix: str = "") -> dict:
-    return _with_package(package, {f"{package}: {prefix}{name}": functools.partial(make, name) for name in names})
-
-
 MODELS = (
-    _named(
+    named(
         "flax",
         _flax_layers,
         "linen: Sequential of Conv, GroupNorm, InstanceNorm",
@@ -390,21 +380,19 @@ MODELS = (
         "nnx: LoRA, Einsum, RMSNorm",
         "nnx: MultiHeadAttention, Embed",
     )
-    | _named("jax-resnet", _jax_resnet, "ResNet18", "ResNet50", "ResNetD50", "ResNeSt50")
-    | _with_package("bottleneck-transformer-flax", {"bottleneck-transformer-flax: BoTNet": functools.partial(_botnet)})
-    | _with_package(
-        "transformer-in-transformer-flax", {"transformer-in-transformer-flax: TNT": functools.partial(_tnt)}
-    )
-    | _with_package("perceiver-jax", {"perceiver-jax: Perceiver": functools.partial(_perceiver)})
-    | _with_package("i3d-jax", {"i3d-jax: InceptionI3d": functools.partial(_i3d)})
-    | _named("brax", _brax, "policy", "value", "MLP with LayerNorm", "SNMLP", "CNN", "VisionMLP")
-    | _named("nanodl", _nanodl, "ViT", "KAN", "FourierKAN", "EncoderBlock")
-    | _with_package("nano-moe-jax", {"nano-moe-jax: NanoMoE": functools.partial(_nano_moe)})
-    | _named("attnax", _attnax, "STANDARD", "LINEAR", "FLASH", "MEMORY_EFFICIENT", prefix="ViT, ")
-    | _named("heal-swin-nnx", _heal_swin, "SwinUnet", "HealConv", "HealSwin")
-    | _named("jimmy-vision", _jimmy, "DinoV2", "MambaVision", "Mlla")
-    | _named("jraphx", _jraphx, "GCN", "GAT", "GIN", "GraphSAGE")
-    | _named("jaxkan", _jaxkan, "base", "spline", "chebyshev", "fourier", "rbf", "sine", prefix="KAN, ")
-    | _with_package("mamba2-jax", {"mamba2-jax: Mamba2": functools.partial(_mamba, 2)})
-    | _with_package("mamba3-jax", {"mamba3-jax: Mamba3": functools.partial(_mamba, 3)})
+    | named("jax-resnet", _jax_resnet, "ResNet18", "ResNet50", "ResNetD50", "ResNeSt50")
+    | with_package("bottleneck-transformer-flax", {"bottleneck-transformer-flax: BoTNet": functools.partial(_botnet)})
+    | with_package("transformer-in-transformer-flax", {"transformer-in-transformer-flax: TNT": functools.partial(_tnt)})
+    | with_package("perceiver-jax", {"perceiver-jax: Perceiver": functools.partial(_perceiver)})
+    | with_package("i3d-jax", {"i3d-jax: InceptionI3d": functools.partial(_i3d)})
+    | named("brax", _brax, "policy", "value", "MLP with LayerNorm", "SNMLP", "CNN", "VisionMLP")
+    | named("nanodl", _nanodl, "ViT", "KAN", "FourierKAN", "EncoderBlock")
+    | with_package("nano-moe-jax", {"nano-moe-jax: NanoMoE": functools.partial(_nano_moe)})
+    | named("attnax", _attnax, "STANDARD", "LINEAR", "FLASH", "MEMORY_EFFICIENT", prefix="ViT, ")
+    | named("heal-swin-nnx", _heal_swin, "SwinUnet", "HealConv", "HealSwin")
+    | named("jimmy-vision", _jimmy, "DinoV2", "MambaVision", "Mlla")
+    | named("jraphx", _jraphx, "GCN", "GAT", "GIN", "GraphSAGE")
+    | named("jaxkan", _jaxkan, "base", "spline", "chebyshev", "fourier", "rbf", "sine", prefix="KAN, ")
+    | with_package("mamba2-jax", {"mamba2-jax: Mamba2": functools.partial(_mamba, 2)})
+    | with_package("mamba3-jax", {"mamba3-jax: Mamba3": functools.partial(_mamba, 3)})
 )

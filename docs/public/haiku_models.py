@@ -1,6 +1,5 @@
 """Models written with Haiku: its own networks, and graph networks."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from public.common import Model, normal
+from public.common import Model, named, normal
 
 
 def haiku_model(network: Callable, x: Any, init: Callable | None = None, **more) -> Model:
@@ -215,15 +214,8 @@ def _mlp_gpt() -> Model:
     return haiku_model(network, normal(5, 8), more={"dense": 2})
 
 
-def _named(package: str, make: Callable, *names: str) -> dict:
-    found = {f"{package}: {name}": functools.partial(make, name) for name in names}
-    for f in found.values():
-        f.package = package
-    return found
-
-
 MODELS = (
-    _named(
+    named(
         "dm-haiku",
         _nets,
         "MLP",
@@ -237,8 +229,8 @@ MODELS = (
         "Conv2DLSTM",
         "MultiHeadAttention, RMSNorm, GroupNorm",
     )
-    | _named("dm-haiku", lambda name: _transformer(), "transformer of the examples")
-    | _named(
+    | named("dm-haiku", lambda name: _transformer(), "transformer of the examples")
+    | named(
         "jraph",
         _jraph,
         "GraphConvolution",
@@ -249,8 +241,8 @@ MODELS = (
         "GraphNetwork",
         "GraphNetwork, maximum",
     )
-    | _named("e3nn-jax", _e3nn, "spherical harmonics, tensor product", "norms, gate")
-    | _named("egnn-jax", lambda name: _egnn(), "EGNN with attention")
-    | _named("x-mlps", _x_mlps, "mlpmixer", "resmlp", "gmlp", "s2mlp", "fft", "fftlinear")
-    | _named("mlp-gpt-jax", lambda name: _mlp_gpt(), "MLPGpt")
+    | named("e3nn-jax", _e3nn, "spherical harmonics, tensor product", "norms, gate")
+    | named("egnn-jax", lambda name: _egnn(), "EGNN with attention")
+    | named("x-mlps", _x_mlps, "mlpmixer", "resmlp", "gmlp", "s2mlp", "fft", "fftlinear")
+    | named("mlp-gpt-jax", lambda name: _mlp_gpt(), "MLPGpt")
 )

@@ -2,7 +2,7 @@
 
 import functools
 
-from public.common import Model, normal
+from public.common import Model, normal, with_package
 
 
 def keras_model(model, x, **more) -> Model:
@@ -101,5 +101,4 @@ MODELS |= {
     f"keras.layers: {name}": functools.partial(_layers, build, *shape, **more)
     for name, (build, shape, more) in LAYERS.items()
 }
-for make in MODELS.values():
-    make.package = "keras"
+with_package("keras", MODELS)

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from public.common import Model, normal
+from public.common import Model, normal, with_package
 from public.keras_applications import keras_model
 
 TOKENS = 5
@@ -190,5 +190,4 @@ IMAGE = {
 }
 MODELS = {f"keras_hub: {name}": functools.partial(_text, name, **options) for name, options in TEXT.items()}
 MODELS |= {f"keras_hub: {name}": functools.partial(_image, name, **options) for name, options in IMAGE.items()}
-for make in MODELS.values():
-    make.package = "keras-hub"
+with_package("keras-hub", MODELS)

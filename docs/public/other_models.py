@@ -1,13 +1,10 @@
 """Models of other packages: stax, Penzai, Objax, NumPyro, distrax."""
 
-import functools
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from public.common import Model, normal
+from public.common import Model, named, normal
 
 
 def _stax(name: str) -> Model:
@@ -169,38 +166,10 @@ def _numpyro(name: str) -> Model:
     return Model(lambda p, x: apply(p, x)[0], params, x, expected={"dense": 3})
 
 
-def _vit_flax() -> Model:
-    import vit_flax
-
-    raise NotImplementedError(vit_flax)
-
-
-def _eqxvision() -> Model:
-    import eqxvision.models
-
-    raise NotImplementedError(eqxvision.models)
-
-
-def _jvt() -> Model:
-    import jvt
-
-    raise NotImplementedError(jvt)
-
-
-def _named(package: str, make: Callable, *names: str) -> dict:
-    found = {f"{package}: {name}": functools.partial(make, name) for name in names}
-    for f in found.values():
-        f.package = package
-    return found
-
-
 MODELS = (
-    _named("jax", _stax, "stax, CNN", "ResNet block")
-    | _named("neural-tangents", _neural_tangents, "CNN", "attention")
-    | _named("penzai", _penzai, "MLP", "GPT-NeoX", "Llama")
-    | _named("distrax", lambda name: _distrax(), "RealNVP")
-    | _named("numpyro", _numpyro, "AutoregressiveNN", "BlockNeuralAutoregressiveNN")
-    | _named("vit-flax", lambda name: _vit_flax(), "ViT")
-    | _named("eqxvision", lambda name: _eqxvision(), "ResNet")
-    | _named("jvt", lambda name: _jvt(), "ViT")
+    named("jax", _stax, "stax, CNN", "ResNet block")
+    | named("neural-tangents", _neural_tangents, "CNN", "attention")
+    | named("penzai", _penzai, "MLP", "GPT-NeoX", "Llama")
+    | named("distrax", lambda name: _distrax(), "RealNVP")
+    | named("numpyro", _numpyro, "AutoregressiveNN", "BlockNeuralAutoregressiveNN")
 )

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from public.common import Model, normal
+from public.common import Model, normal, with_package
 
 TOKENS = 5
 EMBEDDINGS = {"word_embeddings", "wte", "embed_tokens", "shared", "token_embedding", "embeddings"}
@@ -167,6 +167,7 @@ TEXT = {
         "window_size": 3,
         "max_position_embeddings": 16,
         "attention_types": [[["global", "local"], 1]],
+        "more": {"normalization": -1},
     },
     "GemmaForCausalLM": LLAMA | {"head_dim": 4},
     "LlamaForCausalLM": LLAMA,
@@ -217,5 +218,4 @@ MODELS |= {
     f"transformers: Flax{name}": functools.partial(_features, name, shape, **options)
     for name, (shape, options) in FEATURES.items()
 }
-for make in MODELS.values():
-    make.package = "transformers"
+with_package("transformers", MODELS)
