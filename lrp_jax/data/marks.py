@@ -4,7 +4,9 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
+from lrp_jax.data.images import ImageError
 from lrp_jax.files import writing
+from lrp_jax.guard import reading
 
 SOFTWARE = {"Software": "lrp_jax"}
 """The text in PNG files of this package, by which `is_figure` finds them."""
@@ -26,7 +28,7 @@ def save_image(image: Image.Image, file: str | Path) -> None:
 def is_figure(file: str | Path) -> bool:
     """Whether this package wrote the PNG file. Also false if the file is no readable image."""
     try:
-        with Image.open(file) as image:
+        with reading(file, "not an image", ImageError), Image.open(file, formats=["PNG"]) as image:
             return image.info.get("Software") == SOFTWARE["Software"]
-    except Exception:  # decoders raise errors of many types; whoever reads the image reports them
+    except ImageError:  # reported where the image is read
         return False
