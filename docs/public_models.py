@@ -39,6 +39,7 @@ def measured(name: str, make) -> dict:
     row = {"name": name, "jax": jax.__version__, "package": make.package, "version": _version(make.package)}
     try:
         model = make()
+        jax.config.update("jax_debug_nans", False)  # a package may have set it
         import numpy as np
         from public.common import as_trained
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import sparse
 
 import lrp_jax
 from lrp_jax import rules
@@ -16,6 +17,7 @@ from lrp_jax.core.trace import trace
 from lrp_jax.recognize.bounds import bounds_of
 
 W = np.eye(4)
+SPARSE = sparse.BCOO.fromdense(jnp.asarray(W))
 X = np.random.default_rng(0).uniform(0.1, 0.9, size=(2, 4))
 POOL = {"window_dimensions": (1, 2), "window_strides": (1, 2), "padding": "VALID"}
 
@@ -24,6 +26,9 @@ POOL = {"window_dimensions": (1, 2), "window_strides": (1, 2), "padding": "VALID
 FUNCTIONS = {
     "dot_general": lambda x: x @ W,
     "conv_general_dilated": lambda x: lax.conv(x[:, None], np.ones((1, 1, 2)), (1,), "VALID"),
+    "bcoo_dot_general": lambda x: SPARSE @ x.T,
+    "bcsr_dot_general": lambda x: sparse.BCSR.from_bcoo(SPARSE) @ x.T,
+    "ragged_dot_general": lambda x: lax.ragged_dot(x, np.stack([W, W]), np.array([1, 1])),
     "reduce_sum": lambda x: x.sum(1),
     "cumsum": lambda x: lax.cumsum(x, 1),
     "reduce_window_sum": lambda x: lax.reduce_window(x, 0.0, lax.add, **POOL),
@@ -158,6 +163,8 @@ def test_rows_are_true(name):
     op = ops[-1]
     if row.traits & Trait.DECISION:
         assert not op.live
+    if row.traits & (Trait.CONTRACTION | Trait.SPARSE):
+        assert graph.weights
     kinds = {step.kind for step in lrp_jax.plan(lambda x: jnp.asarray(FUNCTIONS[name](x)), rules.Zero())(X).steps}
     if row.traits & Trait.MOVE:
         assert name in kinds

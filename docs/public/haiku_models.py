@@ -37,14 +37,14 @@ def _nets(name: str) -> Model:
         return haiku_model(network, normal(2, 6))
     if name == "LSTM":
         return haiku_model(
-            lambda x: hk.dynamic_unroll(core := hk.LSTM(4), x, core.initial_state(2))[0][-1],
-            normal(4, 2, 3),
+            lambda x: hk.dynamic_unroll(core := hk.LSTM(4), x.swapaxes(0, 1), core.initial_state(2))[0][-1],
+            normal(2, 4, 3),
             expected={"dense": 4},
         )
     if name == "GRU":
         return haiku_model(
-            lambda x: hk.dynamic_unroll(core := hk.GRU(4), x, core.initial_state(2))[0][-1],
-            normal(4, 2, 3),
+            lambda x: hk.dynamic_unroll(core := hk.GRU(4), x.swapaxes(0, 1), core.initial_state(2))[0][-1],
+            normal(2, 4, 3),
             expected={"dense": 4 + 3 + 4},
         )
     if name == "Conv2DLSTM":
