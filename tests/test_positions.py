@@ -123,9 +123,17 @@ COMPOSITES = {
 }
 
 
-@pytest.mark.parametrize("name", ["ResNet-18", "DenseNet", "U-Net", "ViT", "GRU", "MLP with LayerNorm"])
-@pytest.mark.parametrize("composite", COMPOSITES)
-def test_relevance_does_not_depend_on_the_order_of_independent_operations(name, composite):
+NETWORKS = ("ResNet-18", "DenseNet", "U-Net", "ViT", "GRU", "MLP with LayerNorm")
+FAST = {("flat", "U-Net"), ("flat", "DenseNet"), ("box", "ResNet-18"), ("attn", "ViT"), ("depth", "MLP with LayerNorm")}
+PAIRS = [
+    pytest.param(composite, name, marks=[] if (composite, name) in FAST else pytest.mark.slow)
+    for composite in COMPOSITES
+    for name in NETWORKS
+]
+
+
+@pytest.mark.parametrize(("composite", "name"), PAIRS)
+def test_relevance_does_not_depend_on_the_order_of_independent_operations(composite, name):
     network = zoo.NETWORKS[name]()
     params, x = jax.tree.map(lambda a: jnp.asarray(a, float), (network.params, network.x))
     rng = np.random.default_rng(1)
