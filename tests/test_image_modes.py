@@ -5,6 +5,7 @@ import struct
 import zlib
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -20,6 +21,16 @@ WIDE = RNG.integers(0, 65536, (H, W), np.uint16)
 
 def read(path):
     return np.asarray(images.read(path), int)
+
+
+def shows_or_is_refused(path, expected, atol):
+    """Checks the colours of a file that Pillow before version 13 may not be able to read."""
+    try:
+        found = read(path)
+    except ImageError:
+        assert int(PIL.__version__.split(".")[0]) < 13
+    else:
+        np.testing.assert_allclose(found, expected, atol=atol)
 
 
 def three(grey):
@@ -108,7 +119,7 @@ def test_signed_bytes_and_subsampled_raw_colours_are_refused(tmp_path):
     with pytest.raises(ImageError, match="8 bits are signed"):
         images.read(tmp_path / "a.tif")
     tiff(tmp_path / "a.tif", RGB, 6)
-    with pytest.raises(ImageError, match="subsampled"):
+    with pytest.raises(ImageError, match=r"subsampled|truncated"):  # truncated: Pillow before version 13
         images.read(tmp_path / "a.tif")
 
 
@@ -155,7 +166,7 @@ def lab(values):
 
 def test_colour_spaces(tmp_path):
     tiff(tmp_path / "a.tif", RGB, 6, tags={530: [1, 1]}.items())
-    np.testing.assert_allclose(read(tmp_path / "a.tif"), ycbcr(RGB), atol=1.5)
+    shows_or_is_refused(tmp_path / "a.tif", ycbcr(RGB), atol=1.5)
     muted = np.concatenate([RGB[..., :1] // 2 + 64, RGB[..., 1:] // 16], -1)  # colours that sRGB contains
     tiff(tmp_path / "a.tif", muted, 8)
     np.testing.assert_allclose(read(tmp_path / "a.tif"), lab(muted), atol=2)
@@ -182,7 +193,7 @@ def test_extra_channels_of_tiff_files(dtype, tmp_path):
             (0, scaled[..., 0]), (2, on_white(scaled, alpha)[..., 0]), (1, grey + 255.0 - alpha),
         ):  # fmt: skip
             tiff(tmp_path / "a.tif", np.stack([grey, alpha], -1), 1, extra=extra)
-            np.testing.assert_allclose(read(tmp_path / "a.tif"), three(expected), atol=3)
+            shows_or_is_refused(tmp_path / "a.tif", three(expected), atol=3)
 
 
 PALETTE = RNG.integers(0, 256, (256, 3), np.uint8)
