@@ -2,6 +2,6 @@
 
 import sys
 
-from lrp_jax.cli import main
+from lrp_jax_command import main
 
 sys.exit(main())

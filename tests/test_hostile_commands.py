@@ -2,14 +2,18 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from test_cli import run
 
+import lrp_jax
+import lrp_jax_command
 from lrp_jax import cli
 
 
@@ -126,3 +130,44 @@ def test_an_interrupt_and_too_little_memory_have_their_exit_codes(monkeypatch, c
         monkeypatch.setattr(cli._weights, "_models", interrupted)
         assert run(capsys, "models")[0] == code
         assert f"{code}: " in cli.EXIT_CODES
+
+
+PROGRAMS = {"script": ["-c", "import sys, lrp_jax_command; sys.exit(lrp_jax_command.main())"], "-m": ["-m", "lrp_jax"]}
+INTERRUPT = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(9)"
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(
+    ("module", "content"),
+    [
+        ("jax/__init__.py", INTERRUPT),
+        ("jax/__init__.py", f"try: {INTERRUPT}\nexcept: pass"),
+        ("lrp_jax/cli.py", INTERRUPT),
+        ("lrp_jax/cli.py", f"def main(): {INTERRUPT}"),
+        ("lrp_jax/cli.py", "import atexit, os, signal; atexit.register(os.kill, os.getpid(), 2); main = lambda: 0"),
+    ],
+    ids=["while JAX is imported", "where exceptions are ignored", "in imports", "in the command", "at exit"],
+)
+def test_an_interrupt_at_any_time_has_no_traceback(program, module, content, tmp_path):
+    """While JAX is imported, in the command, and at exit: a module that interrupts itself replaces the real one."""
+    (tmp_path / module).parent.mkdir()
+    (tmp_path / module).write_text(content)
+    if module.startswith("lrp_jax"):
+        (tmp_path / "lrp_jax/__init__.py").write_text("")
+        (tmp_path / "lrp_jax/__main__.py").write_text(Path(lrp_jax.__file__).with_name("__main__.py").read_text())
+    path = os.pathsep.join([str(tmp_path), str(Path(lrp_jax_command.__file__).parent)])
+    done = subprocess.run(
+        [sys.executable, *PROGRAMS[program]], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_an_ignored_interrupt_stays_ignored(monkeypatch):
+    monkeypatch.setattr(cli, "main", lambda: 0)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert lrp_jax_command.main() == 0
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,6 +1,13 @@
 """Reading weights in every supported format."""
 
+import argparse
+import collections
+import datetime
+import functools
+import os
+import pathlib
 import pickle
+import signal
 import zipfile
 
 import flax.serialization
@@ -64,6 +71,77 @@ def test_a_manipulated_torch_file_is_refused_and_executes_no_code(write, state, 
     with pytest.raises(WeightsError, match=rf"w\.pth: not a readable .*PyTorch.* file \(.*{reason}"):
         weights.read(tmp_path / "w.pth")
     assert [p.name for p in tmp_path.iterdir()] == ["w.pth"]
+
+
+class Settings(dict):
+    """A dict with attributes, as Lightning keeps hyperparameters."""
+
+
+class Callback:
+    def __init__(self):
+        self.best, self.seen = pathlib.Path("a.ckpt"), {3, 4}
+        self.itself = (self,)
+
+    def __reduce_ex__(self, protocol):
+        return (Callback, (), self.__dict__, iter([1, 2]), iter([("a", 1)]))
+
+
+class Runs:
+    def __reduce__(self):
+        return os.mkdir, ("HERE",)
+
+
+def hyperparameters():
+    named = Settings(rate=0.1)
+    named.extra = argparse.Namespace(width=3, layers=[1, 2], nested=argparse.Namespace(deep=True))
+    recursive: list = []
+    recursive.append((recursive,))
+    return {
+        "namespace": named.extra, "settings": named, "default": collections.defaultdict(list, a=[1]), "set": {1, 2},
+        "frozen": frozenset({1}), "path": pathlib.PurePosixPath("a/b"), "scalar": np.float32(3), "array": np.arange(3),
+        "type": Settings, "function": os.mkdir, "callback": Callback(), "runs": Runs(), "recursive": recursive,
+        "complex": 1j, "bytes": b"a", "bytearray": bytearray(b"a"), "date": datetime.date(2020, 1, 1), "none": None,
+        "counts": collections.Counter("aab"), "ordered": collections.OrderedDict(a=1), "huge": 2**80,
+        "partial": functools.partial(os.mkdir, "HERE"), "dtype": np.dtype("f4"), "enum": signal.SIGINT,
+        Settings: 1, (1, (2, 3)): 2, None: 3, 0.5: 4, frozenset({1}): 5,
+    }  # fmt: skip
+
+
+@TORCH_FORMATS
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_objects_of_any_class_beside_the_weights_are_ignored(write, protocol, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = pickle_dict({"fc.weight": pickle_tensor()})[2:-1]
+    foreign = pickle.dumps(hyperparameters(), protocol)[2:-1]
+    checkpoint = b"\x80\x02}(K\0" + foreign + opcodes("state_dict") + state + b"u."
+    write(tmp_path / "w.ckpt", checkpoint, {"0": STORAGES["0"]})
+    np.testing.assert_array_equal(weights.read(tmp_path / "w.ckpt")["fc.weight"], [[0, 2, 4], [1, 3, 5]])
+    assert [p.name for p in tmp_path.iterdir()] == ["w.ckpt"]
+
+
+@TORCH_FORMATS
+@pytest.mark.parametrize("name", hyperparameters())
+def test_an_object_of_another_class_among_the_weights_is_refused(write, name, tmp_path):
+    value = opcodes(hyperparameters()[name])
+    for state in (b"\x80\x02" + value + b".", pickle_dict({"fc.weight": pickle_tensor(), "x": value})):
+        write(tmp_path / "w.ckpt", state, {"0": STORAGES["0"]})
+        with pytest.raises(WeightsError, match=r"it refers to .*; no code was executed|expected a dict of tensors"):
+            weights.read(tmp_path / "w.ckpt")
+    key = pickle_dict({"fc.weight": pickle_tensor()})[:-2] + opcodes((1, 2)) + pickle_tensor() + b"u."
+    write(tmp_path / "w.ckpt", key, {"0": STORAGES["0"]})
+    with pytest.raises(WeightsError, match="it refers to an object, which weights do not need"):
+        weights.read(tmp_path / "w.ckpt")
+
+
+def test_a_tensor_of_a_type_without_a_reader_matters_only_among_the_weights(tmp_path):
+    other = pickle_tensor("1", 1, shape=(), strides=(), storage="ComplexFloatStorage")
+    moments = opcodes("optimizer") + b"}(" + opcodes("m") + other + b"u"
+    checkpoint = b"\x80\x02}(" + moments + opcodes("state_dict") + pickle_dict({"w": pickle_tensor()})[2:-1] + b"u."
+    write_zip(tmp_path / "w.ckpt", checkpoint, STORAGES)
+    assert list(weights.read(tmp_path / "w.ckpt")) == ["w"]
+    write_zip(tmp_path / "w.ckpt", pickle_dict({"w": other}), STORAGES)
+    with pytest.raises(WeightsError, match=r"it refers to torch\.ComplexFloatStorage"):
+        weights.read(tmp_path / "w.ckpt")
 
 
 @TORCH_FORMATS

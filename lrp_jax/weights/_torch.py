@@ -3,6 +3,7 @@
 import pickletools
 import zipfile
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,15 @@ class _Name(NamedTuple):
     text: str
 
 
+class _Foreign:
+    """Stands for an object that weights do not need, such as a hyperparameter. It keeps only the name of its class."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, function: Any):
+        self.text = function.text if isinstance(function, _Name | _Foreign) else "an object"
+
+
 class _Storage(NamedTuple):
     """A buffer of values that tensors share."""
 
@@ -71,7 +81,8 @@ class _Unpickler:
     """Interprets the part of the pickle format that state dicts use.
 
     Values are numbers, texts, tuples, lists, dicts, storages and tensors. Nothing is imported or called, so a pickle
-    cannot execute code, and it cannot reach an object of this process.
+    cannot execute code, and it cannot reach an object of this process. An object of any other class becomes a
+    `_Foreign`, and its attributes and elements are ignored.
     """
 
     def __init__(self, file: Any):
@@ -113,7 +124,7 @@ class _Unpickler:
                 values = tuple(stack[-count:])
                 del stack[-count:]
                 stack.append(values)
-            case "APPENDS" | "SETITEMS":
+            case "APPENDS" | "SETITEMS" | "ADDITEMS":
                 values = self.since_mark()
                 self.extend(stack[-1], values)
             case "APPEND":
@@ -131,9 +142,19 @@ class _Unpickler:
             case "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
                 stack.append(self.call(function, *arguments))
+            case "NEWOBJ" | "NEWOBJ_EX":
+                del stack[-1 if opcode == "NEWOBJ" else -2 :]  # the arguments
+                stack.append(_Foreign(stack.pop()))
+            case "FROZENSET":
+                self.since_mark()
+                stack.append(_Foreign(_Name("builtins.frozenset")))
+            case "POP":  # of a tuple that contains itself
+                stack.pop()
+            case "POP_MARK":
+                self.since_mark()
             case "BUILD":  # attributes of a dict, such as the versions of its modules
                 stack.pop()
-                if not isinstance(stack[-1], dict):
+                if not isinstance(stack[-1], dict | _Foreign):
                     raise ValueError("it changes an object other than a dict")
             case _:
                 raise ValueError(f"it has the opcode {opcode}, which weights do not need")
@@ -150,27 +171,28 @@ class _Unpickler:
         if isinstance(container, list):
             container.extend(values)
         elif isinstance(container, dict):
-            keys = values[::2]
-            if not all(isinstance(key, str | int) for key in keys):  # hashing nested tuples can take for ever
-                raise ValueError("a dict has keys other than texts and numbers")
+            # hashing nested tuples can take for ever
+            keys = [key if isinstance(key, str | int) else _Foreign(key) for key in values[::2]]
             container.update(zip(keys, values[1::2], strict=True))
-        elif values:
+        elif values and not isinstance(container, _Foreign):
             raise ValueError("it adds elements to an object other than a list or a dict")
 
-    def storage(self, kind: Any, dtype: Any, key: Any, _: Any, size: Any, *view: Any) -> _Storage:
+    def storage(self, kind: Any, dtype: Any, key: Any, _: Any, size: Any, *view: Any) -> _Storage | _Foreign:
         """A storage from its description."""
-        known = isinstance(dtype, _Name) and dtype.text.removeprefix("torch.") in _STORAGES
-        if kind != "storage" or not known or not isinstance(key, str) or type(size) is not int or any(view):
+        if kind != "storage" or not isinstance(dtype, _Name) or not isinstance(key, str) or type(size) is not int:
             raise ValueError("a storage has an unknown description")
-        name = _STORAGES[dtype.text.removeprefix("torch.")]
-        self.storages[key] = _Storage(DTYPES[name], key, size)
+        if (name := dtype.text.removeprefix("torch.")) not in _STORAGES or any(view):
+            return _Foreign(dtype)
+        self.storages[key] = _Storage(DTYPES[_STORAGES[name]], key, size)
         return self.storages[key]
 
     def call(self, function: Any, *arguments: Any) -> Any:
-        """What a function of torch would return: a tensor or a dict."""
-        name = function.text if isinstance(function, _Name) else "an object"
+        """What a function of torch would return: a tensor or a dict. Other functions return a `_Foreign`."""
+        name = function.text if isinstance(function, _Name) else ""
         if name in _REBUILD:
             storage, offset, shape, strides, *_ = arguments
+            if isinstance(storage, _Foreign):
+                return storage
             if not isinstance(storage, _Storage):
                 raise ValueError("a tensor has no storage")
             return _Tensor(storage, offset, shape, strides)
@@ -181,16 +203,17 @@ class _Unpickler:
             for pair in arguments[0] if arguments else ():  # Python 2 wrote a list of pairs
                 self.extend(found, pair)
             return found
-        raise ValueError(f"it refers to {name}, which weights do not need; no code was executed")
+        return _Foreign(function)
 
 
 _PLAIN = {
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
     "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES",
-    "SHORT_BINBYTES", "BINBYTES8",
+    "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
 }  # fmt: skip
 _EMPTY = {
     "EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple,
+    "EMPTY_SET": lambda: _Foreign(_Name("builtins.set")),
     "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False,
 }  # fmt: skip
 _PUT, _GET = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}, {"GET", "BINGET", "LONG_BINGET"}
@@ -207,9 +230,9 @@ def _state(file: Any) -> tuple[dict[str, _Tensor], dict[str, _Storage]]:
     for _ in _NESTED:
         nested = [state[key] for key in _NESTED if isinstance(state, dict) and isinstance(state.get(key), dict)]
         state = nested[0] if nested else state
-    for value in state.values() if isinstance(state, dict) else ():
-        if isinstance(value, _Name):
-            unpickler.call(value)
+    for value in [state, *(chain(*state.items()) if isinstance(state, dict) else ())]:
+        if isinstance(value, _Name | _Foreign):
+            raise ValueError(f"it refers to {value.text}, which weights do not need; no code was executed")
     if not (state and isinstance(state, dict) and all(isinstance(tensor, _Tensor) for tensor in state.values())):
         raise ValueError("expected a dict of tensors by name; save model.state_dict()")
     return without_wrappers({str(name): tensor for name, tensor in state.items()}), unpickler.storages
@@ -239,6 +262,8 @@ def _read_pickles(data: memoryview) -> tuple[dict[str, _Tensor], dict[str, memor
         raise ValueError("its numbers are big-endian; expected little-endian")
     storages, start = {}, file.tell()
     for key in keys:
+        if key not in described:
+            raise ValueError("a storage has an unknown description")
         end = start + 8 + int.from_bytes(data[start : start + 8], "little") * described[key].dtype.itemsize
         storages[key], start = data[start + 8 : end], end
     return state, storages
