@@ -4,13 +4,18 @@ import difflib
 from collections.abc import Iterable
 
 
-def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """Returns a question that names the most similar known name, with a space in front. Empty if none is similar."""
+def nearest(name: object, known: Iterable[str]) -> str | None:
+    """Returns the most similar known name. None if none is similar."""
     wanted = str(name).lower()
 
     def likeness(other: str) -> tuple[float, bool]:
         same_letters = sorted(wanted) == sorted(other.lower())  # two letters in the wrong order
         return difflib.SequenceMatcher(None, wanted, other.lower()).ratio(), same_letters
 
-    nearest = max(known, key=likeness, default="")
-    return f" Did you mean {nearest!r}?" if nearest and likeness(nearest)[0] >= 0.5 else ""
+    found = max(known, key=likeness, default="")
+    return found if found and likeness(found)[0] >= 0.5 else None
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Returns a question that names the most similar known name, with a space in front. Empty if none is similar."""
+    return f" Did you mean {found!r}?" if (found := nearest(name, known)) else ""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
@@ -137,6 +138,7 @@ def test_the_verdict_says_where_little_reached_the_input():
         (("mnist", "rule"), "rules"),
         (("mnist", "rules", "--model", "mnist_dn"), "mnist_dnn"),
         (("explain", CASTLE, "--part", "positiv"), "positive"),
+        (("explain", CASTLE, "--target", "chuch"), "church"),
         (("table", "wines"), "wine"),
         (("weights", "download", "vgg_16"), "vgg16"),
     ],
@@ -145,6 +147,30 @@ def test_misspelled_names_get_a_suggestion(capsys, arguments, suggestion):
     code, out, err = run(capsys, *arguments)
     assert (code, out) == (2, "")
     assert f"Did you mean '{suggestion}'?" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "suggestion"),
+    [
+        (("explain", CASTLE, "--modle", "mobilenet_v2"), ". Did you mean --model?"),
+        (("explain", "--Target=church", CASTLE), ". Did you mean --target?"),
+        (("mnist", "rules", "--show", "3", "--modl"), ". Did you mean --model?"),
+        (("--verson",), ". Did you mean --version?"),
+        (("explain", CASTLE, "--xyz"), ""),
+        (("models", "--json"), ""),
+    ],
+)
+def test_misspelled_options_get_a_suggestion(capsys, arguments, suggestion):
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert re.search(rf"unrecognized arguments: --\w+{re.escape(suggestion)}$", err)
+
+
+def test_texts_and_values_with_hyphens_are_no_options(capsys):
+    for arguments in (("--xyz a", "--model", "mnist_cnn"), ("--", "--xyz"), ("--mod", "mnist_cnn", "--", "--xyz")):
+        code, _, err = run(capsys, "explain", *arguments)
+        assert code == 2
+        assert re.search("--xyz( a)?: no such file", err)
 
 
 def test_no_suggestion_without_a_similar_name():

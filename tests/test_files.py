@@ -20,7 +20,9 @@ from lrp_jax.files import writing
 
 # A process that writes files slowly: it stops for a moment after each block.
 SLOW_WRITER = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and shells ignore Ctrl-C of jobs in the background
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from lrp_jax.files import writing
 print("ready", flush=True)
 with writing(*sys.argv[1:], make_folders=True) as parts:

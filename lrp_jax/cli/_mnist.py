@@ -56,7 +56,7 @@ def _rules(options) -> int:
     images, labels = digits.images[: options.shown], digits.labels[: options.shown]
     rows = _digit_cells(images, labels)
     for name, rule in RULES.items():
-        found = evaluation.class_shares(model.apply, rule)(params, digits.images, labels=digits.labels)
+        found = evaluation.class_shares(model.apply, rule, batch_size=100)(params, digits.images, labels=digits.labels)
         errors = found.standard_errors
         print(f"  {name:16}  {found.correct:8.3f} +- {errors[0]:.3f}  {found.incorrect:10.3f} +- {errors[1]:.3f}  "
               f"{found.agreement:13.1%}")  # fmt: skip
@@ -153,8 +153,7 @@ def _networks(options) -> int:
     for name in NETWORKS:
         model, params = _load(name)
         explain = lrp(model.apply, RULES[options.rule], logits=True)
-        found = explain(params, digits.images, target=digits.labels)
-        logits, maps[name] = np.asarray(found.logits), np.asarray(found.relevance)
+        logits, maps[name] = _explain_all(explain, params, digits)
         right = np.mean(logits.argmax(-1) == digits.labels)
         print(f"  {name:16} {right:.2%} of {len(digits.labels)} test digits")
         for row, relevance, z in zip(rows, maps[name], logits, strict=False):
@@ -167,6 +166,20 @@ def _networks(options) -> int:
     table = plot.table(rows, f"{options.rule}, relevance of the true class")
     save_figures({file: table, matrix_file: matrix}, options.overwrite)
     return 0
+
+
+def _explain_all(explain, params, digits) -> tuple[Any, Any]:
+    """Logits and relevance of the true class of all digits, 500 at a time."""
+    import numpy as np
+
+    from lrp_jax.evaluation.batches import padded_batches
+
+    parts = []
+    for part, batch in padded_batches(np.arange(len(digits.labels)), 500):
+        found = explain(params, digits.images[batch], target=digits.labels[batch])
+        parts.append((np.asarray(found.logits)[: len(part)], np.asarray(found.relevance)[: len(part)]))
+    logits, relevance = zip(*parts, strict=True)
+    return np.concatenate(logits), np.concatenate(relevance)
 
 
 def _similarity_matrix(similarity, title: str) -> Any:

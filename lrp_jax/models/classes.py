@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from lrp_jax.spelling import did_you_mean
+
 Classes = tuple[tuple[str, str], ...]
 """WordNet id and English name of each class, in the order of the logits."""
 
@@ -37,7 +39,10 @@ def class_index(classes: Classes, name: Any, model: str) -> int:
     if found:
         raise ValueError(f"{name!r} names several classes of {model}; give an index: {_listed(classes, found)}")
     if len(names) <= 10:
-        raise ValueError(f"{name!r} is not a class of {model}: {_listed(classes, range(len(names)))}")
+        near = did_you_mean(wanted, [english for _, english in classes])
+        raise ValueError(
+            f"{name!r} is not a class of {model}: {_listed(classes, range(len(names)))}{'.' * bool(near)}{near}"
+        )
     similar = _most_similar(wanted, names)
     raise ValueError(
         f"{name!r} is not one of the {len(names)} classes of {model}; similar: {_listed(classes, similar)}"
