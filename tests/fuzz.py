@@ -1,6 +1,6 @@
 """Reads damaged files, answers of faulty servers and random command lines, and reports everything that is not an error.
 
-    python tests/fuzz.py --seconds 600 [--only png,torch] [--save FOLDER]
+    python tests/fuzz.py --seconds 600 [--only "png;tiff"] [--save FOLDER]
 
 Hypothesis draws the damage and finds a small case. Each case runs in a process of its own: the result is "read",
 "refused" (the documented error), or a failure: another exception, a signal, more than 5 s, or more than 1 GB.
@@ -197,25 +197,30 @@ def command_case(arguments: list[str], folder: Path) -> str:
     return run(task, seconds=60)
 
 
-def fuzz(only: list[str], seconds: float, seed: int, save: Path | None = None) -> dict[str, collections.Counter]:
-    """Draws cases of all targets in turn until the time is over. Returns the number of each result by target."""
+def fuzz(
+    only: list[str], seconds: float, seed: int, save: Path | None = None, cases: int = 50
+) -> dict[str, collections.Counter]:
+    """Draws cases of all targets in turn until the time is over, each target at least once.
+
+    Returns the number of each result by target.
+    """
     results: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     known: dict[str, Target | None] = {**targets(), "command line": None}
     chosen = {name: target for name, target in known.items() if not only or name in only}
     end, lines = time.monotonic() + seconds, command_lines()
     with tempfile.TemporaryDirectory() as folder:
-        while time.monotonic() < end:
+        while not results or time.monotonic() < end:
             for name, target in chosen.items():
                 seed += 1
-                _draw(name, target, lines, Path(folder), seed, end, results[name], save)
+                size = max(cases // 10, 1) if target is None or name.startswith("keras") else cases
+                _draw(name, target, lines, Path(folder), seed, size, results[name], save)
     return dict(results)
 
 
-def _draw(name, target, lines, folder, seed, end, counter, save) -> None:
+def _draw(name, target, lines, folder, seed, size, counter, save) -> None:
     """Draws some cases of one target. After a failure, Hypothesis finds a smaller one, which is saved and printed."""
     smallest: list[Any] = []
     cases = lines if target is None else st.tuples(st.sampled_from(target.seeds), EDITS)
-    size = 5 if target is None or name.startswith("keras") else 50
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
@@ -224,8 +229,6 @@ def _draw(name, target, lines, folder, seed, end, counter, save) -> None:
     )  # fmt: skip
     @hypothesis.given(cases)
     def check(case):
-        if time.monotonic() > end + 60:
-            return
         content = case if target is None else damaged(*case)
         result = command_case(content, folder) if target is None else read_case(target, content, folder)
         failed = result.startswith(FAILED)
@@ -258,9 +261,10 @@ def main() -> int:
         "--only", type=lambda text: text.split(";"), default=[], help="names of targets, with ; between"
     )
     parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--cases", type=int, default=50, help="number of cases of a target before the next target")
     parser.add_argument("--save", type=Path, help="folder for the smallest cases that fail")
     options = parser.parse_args()
-    results = fuzz(options.only, options.seconds, options.seed, options.save)
+    results = fuzz(options.only, options.seconds, options.seed, options.save, options.cases)
     print("| reader | cases | read | refused | failed |\n|---|---:|---:|---:|---:|")
     for name, counter in results.items():
         bad = sum(n for result, n in counter.items() if result.startswith(FAILED))

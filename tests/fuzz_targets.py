@@ -1,5 +1,7 @@
 """All readers of files and answers of servers, with valid contents to damage."""
 
+import argparse
+import collections
 import contextlib
 import gzip
 import hashlib
@@ -18,7 +20,7 @@ import h5py
 import numpy as np
 from PIL import Image
 from raw_server import FAULTS, OK, serving
-from torch_files import write
+from torch_files import opcodes, write
 
 from lrp_jax import weights
 from lrp_jax.data import digits, images
@@ -87,13 +89,15 @@ def hdf5(libver: str, **options: Any) -> bytes:
 def weight_targets() -> dict[str, Target]:
     torch, old = in_memory(lambda p: write(p, ARRAYS)), in_memory(lambda p: write(p, ARRAYS, old=True))
     state, others = member(torch, "archive/data.pkl")
+    foreign = {"a": argparse.Namespace(b={1, 2}), "c": (Path("d"), np.float32(1), collections.Counter("e"), 1j)}
+    checkpoint = b"\x80\x02}(K\0" + opcodes(foreign) + opcodes("state_dict") + state[2:-1] + b"u."
     tree = {"params": {"a": {"kernel": ARRAYS["a/kernel"], "bias": ARRAYS["a/bias"]}}}
     gz = {"dataset": {"chunks": (3, 8), "compression": "gzip", "shuffle": True}}
     h5 = [hdf5("earliest"), hdf5("latest"), hdf5("earliest", **gz), hdf5("latest", track=True, **gz)]
     contents = {
         "safetensors": ([in_memory(lambda p: weights.save(p, ARRAYS, {"x": "y"}))], bytes),
         "torch": ([torch], bytes),
-        "torch, pickle": ([state, *(pickle.dumps({"a": [1, "b", None, 2.0]}, n) for n in (2, 4))],
+        "torch, pickle": ([state, checkpoint, *(pickle.dumps({"a": [1, "b", None, 2.0]}, n) for n in (2, 4))],
                           zipped("archive/data.pkl", others)),
         "torch before 1.6": ([old], bytes),
         "flax": ([flax.serialization.to_bytes(tree)], bytes),

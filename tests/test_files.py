@@ -183,7 +183,7 @@ def test_many_killed_runs_leave_no_incomplete_file(tmp_path):
     """LRP_JAX_KILLS sets the number of runs."""
     digit = tmp_path / "digit.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)).save(digit)
-    rng, count, times = random.Random(1), int(os.environ.get("LRP_JAX_KILLS", "20")), []
+    rng, count, times = random.Random(1), int(os.environ.get("LRP_JAX_KILLS", "6")), []
     commands = {
         "explain": ["explain", str(digit), "--model", "mnist_cnn", "--npz", "--map"],
         "gallery": ["gallery", str(digit), "--model", "mnist_cnn"],
