@@ -159,7 +159,7 @@ def gallery(given, capsys, tmp_path):
     assert err.count("\n") == 1
     assert "broken.png" in err
     page = tmp_path / "out" / "gallery.html"
-    assert out == f"{page}\n{tmp_path / 'out' / 'gallery.png'}\n"
+    assert out == f"  -> {page}\n  -> {tmp_path / 'out' / 'gallery.png'}\n"
     return page
 
 

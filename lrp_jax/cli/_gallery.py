@@ -66,7 +66,7 @@ def _gallery(options) -> int:
             marks.save_image(plot.montage(tiles), montage_part)
     except OSError as error:
         return print_write_error(options.out, error)
-    print("\n".join(filter(None, [known, str(page), str(montage)])))
+    print("\n".join(filter(None, [known, f"  -> {page}", f"  -> {montage}"])))
     return exit_code
 
 

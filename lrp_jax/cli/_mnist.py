@@ -85,7 +85,7 @@ def _removal(options) -> int:
     cells = _removal_cells(images, np.asarray(explain(params, images)), found[options.rule], options.rule)
     from lrp_jax import plot
 
-    curves = _removal_curves(found, f"{count}, mean and 95 % confidence")
+    curves = _removal_curves(found, f"{count}, mean with 95 % confidence interval")
     save_figures({curves_file: curves, cells_file: plot.table(cells, options.model)}, options.overwrite)
     return 0
 

@@ -78,6 +78,6 @@ def _bars(names: list[str], mean, error, title: str) -> Any:
 
     figure = Figure(figsize=(7, 0.9 + 0.26 * len(names)), layout="constrained")
     ax = plot.bars(dict(zip(names, mean, strict=True)), figure.subplots(), dict(zip(names, error, strict=True)))
-    ax.set_xlabel("mean relevance of the true class, with 95 % confidence")
+    ax.set_xlabel("mean relevance of the true class, with 95 % confidence interval")
     ax.set_title(title, fontsize=10)
     return figure

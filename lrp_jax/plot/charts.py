@@ -32,7 +32,7 @@ def removals(found: Mapping[str, Removal], ax: Axes, *, confidence: bool = True,
         (line,) = ax.plot(removal.removed, mean, label=name, linewidth=1.5)
         ax.fill_between(removal.removed, mean - band, mean + band, color=line.get_color(), alpha=0.25, linewidth=0)
     ax.set(xlabel="inputs removed", ylim=(0, 1.02), xlim=(0, None))
-    ax.set_ylabel("confidence, (max - second) / max" if confidence else "probability of the first class")
+    ax.set_ylabel("confidence, (max - second) / max" if confidence else "probability of the initial class")
     if legend:
         ax.legend(fontsize=8, frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
