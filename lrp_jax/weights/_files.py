@@ -25,9 +25,10 @@ def reading_weights(path: str | Path, kind: str) -> AbstractContextManager[None]
 def read(path: str | Path) -> dict[str, np.ndarray]:
     """Reads the tensors of a file by their names in the file.
 
-    Supported formats: safetensors; PyTorch state dicts (`.pth`, `.pt`, both formats of `torch.save`); Keras weights and
-    models (`.h5`, `.weights.h5`, `.keras`) under the names `layer/kernel` and `layer/bias`; Flax msgpack under key
-    paths. No code from the file is executed. Tensors are read-only views of the file, mapped into memory.
+    Supported formats: safetensors; PyTorch state dicts (`.pth`, `.pt`, both formats of `torch.save`), also in
+    checkpoints with other objects (`.ckpt`); Keras weights and models (`.h5`, `.weights.h5`, `.keras`) under the names
+    `layer/kernel` and `layer/bias`; Flax msgpack under key paths. No code from the file is executed. Tensors are
+    read-only views of the file, mapped into memory.
 
     Returns:
         Arrays by name.
