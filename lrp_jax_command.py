@@ -1,7 +1,11 @@
 """The script `lrp-jax`. Ctrl-C ends it without a traceback, also while JAX is imported, and while Python exits."""
 
+import _thread
 import os
 import signal
+import sys
+import time
+from typing import Any
 
 
 def end_at_interrupts() -> None:
@@ -15,6 +19,7 @@ def main() -> int:
     end_at_interrupts()
     from lrp_jax.cli import main as run
 
+    before, sys.unraisablehook = sys.unraisablehook, _repeat_interrupt
     try:
         if signal.getsignal(signal.SIGINT) is _end:  # files that are being written are removed
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -23,7 +28,20 @@ def main() -> int:
         return 130
     finally:
         end_at_interrupts()
+        sys.unraisablehook = before
 
 
 def _end(*_: object) -> None:
     os._exit(130)
+
+
+def _repeat_interrupt(unraisable: Any) -> None:
+    """Repeats Ctrl-C after code whose exceptions Python ignores, such as JAX's callback of the garbage collector."""
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        return sys.__unraisablehook__(unraisable)
+
+    def repeat() -> None:
+        time.sleep(0.01)
+        _thread.interrupt_main()
+
+    _thread.start_new_thread(repeat, ())

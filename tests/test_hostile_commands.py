@@ -133,6 +133,15 @@ def test_an_interrupt_and_too_little_memory_have_their_exit_codes(monkeypatch, c
 
 
 PROGRAMS = {"script": ["-c", "import sys, lrp_jax_command; sys.exit(lrp_jax_command.main())"], "-m": ["-m", "lrp_jax"]}
+INTERRUPTED_COLLECTION = """
+import gc, os, time
+def main():
+    gc.callbacks.append(lambda *_: os.kill(os.getpid(), 2))
+    gc.collect()
+    gc.callbacks.pop()
+    for _ in range(900):
+        time.sleep(0.01)
+"""
 INTERRUPT = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(9)"
 
 
@@ -144,9 +153,17 @@ INTERRUPT = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.
         ("jax/__init__.py", f"try: {INTERRUPT}\nexcept: pass"),
         ("lrp_jax/cli.py", INTERRUPT),
         ("lrp_jax/cli.py", f"def main(): {INTERRUPT}"),
+        ("lrp_jax/cli.py", INTERRUPTED_COLLECTION),
         ("lrp_jax/cli.py", "import atexit, os, signal; atexit.register(os.kill, os.getpid(), 2); main = lambda: 0"),
     ],
-    ids=["while JAX is imported", "where exceptions are ignored", "in imports", "in the command", "at exit"],
+    ids=[
+        "while JAX is imported",
+        "where exceptions are ignored",
+        "in imports",
+        "in the command",
+        "in a callback",
+        "at exit",
+    ],
 )
 def test_an_interrupt_at_any_time_has_no_traceback(program, module, content, tmp_path):
     """While JAX is imported, in the command, and at exit: a module that interrupts itself replaces the real one."""
