@@ -17,12 +17,13 @@ def end_at_interrupts() -> None:
 def main() -> int:
     """Imports and runs the command. Returns the exit code."""
     end_at_interrupts()
-    from lrp_jax.cli import main as run
-
-    before, sys.unraisablehook = sys.unraisablehook, _repeat_interrupt
+    before = sys.unraisablehook
     try:
+        from lrp_jax.cli import main as run
+
         if signal.getsignal(signal.SIGINT) is _end:  # files that are being written are removed
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.unraisablehook = _repeat_interrupt
         return run()
     except KeyboardInterrupt:
         return 130

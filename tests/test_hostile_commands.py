@@ -145,6 +145,15 @@ def main():
 INTERRUPT = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(9)"
 
 
+@pytest.fixture
+def interruptible():
+    """New processes receive Ctrl-C, also if the tests run in the background, where shells ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize(
     ("module", "content"),

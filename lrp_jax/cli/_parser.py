@@ -14,7 +14,7 @@ class Parser(argparse.ArgumentParser):
     Parsers of subcommands have the same class.
     """
 
-    def parse_known_args(self, args=None, namespace=None):
+    def parse_known_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
         """Parses arguments. Unknown options are found first: their values would count as names of images."""
         words = sys.argv[1:] if args is None else list(args)
         known = self._option_string_actions
