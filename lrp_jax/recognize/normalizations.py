@@ -1,8 +1,8 @@
 """Finds softmax, normalization and mean subtraction by the data flow.
 
 Each of them ends in an operation that joins two values. Both are computed from one value, the source, without a layer
-between. `x - mean(x)` is linear in the source. `y / std(x)` divides a signal by a statistic: a reduction that is not
-linear. The statistic is constant to relevance. The quotient of an exponential and its sum is a softmax, with or without
+between. `x - mean(x)` is linear in the source. `y / std(x)` divides a signal by a statistic of the source
+(`statistics`). The statistic is constant to relevance. The quotient of an exponential and its sum is a softmax, with or without
 the subtraction of the maximum.
 """
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from lrp_jax.core.graph import Graph, Op, Value
 from lrp_jax.core.primitives import Trait
+from lrp_jax.recognize.statistics import Form, form_of, has_weights
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,13 +70,14 @@ def _center(graph: Graph, op: Op) -> Join | None:
 
 
 def _normalization(graph: Graph, op: Op) -> Join | None:
-    """`x / std(x)`, or `x * rsqrt(var(x))`: a product or quotient of a signal and a statistic of the same source."""
+    """`x / std(x)`, or `x * rsqrt(var(x))`: a signal over a statistic of the same source."""
     if op.name not in ("mul", "div") or (source := source_of(graph, op.inputs, weights=True)) is None:
         return None
     left, right = op.inputs
+    wanted = Form.STATISTIC if op.name == "div" else Form.INVERSE
     for signal, other in ((left, right), (right, left))[: 1 if op.name == "div" else 2]:
         if (
-            _is_statistic(graph, other, source, is_divisor=op.name == "div")
+            form_of(graph, source, path(graph, source, other)) == wanted
             and _is_signal(graph, signal, source)
             and not exponential_of(graph, signal)
         ):
@@ -89,7 +91,7 @@ def source_of(graph: Graph, values: Iterable[Value], *, weights: bool = False) -
     while len(pending) > 1:
         latest = max(pending, key=lambda v: graph.position[graph.maker[v]] if v in graph.maker else -1)
         op = graph.maker.get(latest)
-        if op is None or not (_may_stand_between(op) or (weights and _has_weights(op))):
+        if op is None or not (_may_stand_between(op) or (weights and has_weights(op))):
             return None
         pending.remove(latest)
         pending.update(op.live_inputs)
@@ -120,75 +122,8 @@ def path(graph: Graph, source: Value, value: Value) -> list[Op]:
     return [] if value is source else [*between(graph, source, op := graph.maker[value]), op]
 
 
-def _has_weights(op: Op) -> bool:
-    """Whether an operation is a contraction of a live value with a constant."""
-    return op.has(Trait.CONTRACTION) and len(op.live_inputs) == 1
-
-
 def _reduces(ops: Iterable[Op]) -> bool:
     return any(op.has(Trait.REDUCTION | Trait.CONTRACTION) for op in ops)
-
-
-def _is_statistic(graph: Graph, value: Value, source: Value, *, is_divisor: bool) -> bool:
-    """Whether a factor is a reduction of the source and not linear in it. A divisor is never linear."""
-    ops = path(graph, source, value)
-    if any(map(_has_weights, ops)) or not _reduces(ops):
-        return _is_local_norm(graph, ops, source, is_divisor=is_divisor)
-    return is_divisor or not all(op.is_linear for op in ops)
-
-
-def _is_local_norm(graph: Graph, ops: Sequence[Op], source: Value, *, is_divisor: bool) -> bool:
-    """Whether a factor is the inverse of a weighted sum of squares, or of any other function of each value.
-
-    The sum is a contraction with a constant, or a sum of shifted copies.
-    """
-    first = next((op for op in ops if op.has(Trait.CONTRACTION) or op.name in _SHIFTS), None)
-    if first is None or not any(map(_adds_places, ops)):
-        return False
-    (summed, *_) = first.live_inputs
-    of_each = path(graph, source, summed)
-    after = ops[ops.index(first) + 1 :]
-    return not all(op.is_linear for op in of_each) and (is_divisor or any(_inverts(graph, op) for op in after))
-
-
-_SHIFTS = ("slice", "dynamic_slice", "gather", "pad", "concatenate", "rev")
-"""The names of operations that move values to other places of an array."""
-
-
-def _adds_places(op: Op) -> bool:
-    return op.has(Trait.CONTRACTION) or (op.has(Trait.TERM) and len(op.live_inputs) == 2)
-
-
-def _inverts(graph: Graph, op: Op) -> bool:
-    """Whether an operation is a power with a negative exponent, or its logarithm becomes negative."""
-    match op.name:
-        case "rsqrt":
-            return True
-        case "integer_pow":
-            return op.eqn.params["y"] < 0
-        case "pow":
-            return op.inputs[0].live and _is_negative(graph, op.inputs[1])
-        case "neg":
-            return graph.maker[op.inputs[0]].name == "log"
-        case "mul":
-            return (
-                any(_is_negative(graph, v) for v in op.constant_inputs) and graph.maker[op.live_inputs[0]].name == "log"
-            )
-    return op.divides_by_live
-
-
-def _is_negative(graph: Graph, value: Value) -> bool:
-    """Whether a constant is a negative number, or the negative of another constant."""
-    value = copied_from(graph, value)
-    op = graph.maker.get(value)
-    return value.number < 0 if value.number is not None else op is not None and op.name == "neg"
-
-
-def copied_from(graph: Graph, value: Value) -> Value:
-    """The value of which another is a copy with another shape."""
-    while (op := graph.maker.get(value)) and op.has(Trait.MOVE) and len(op.inputs) == 1:
-        (value,) = op.inputs
-    return value
 
 
 def _is_signal(graph: Graph, value: Value, source: Value) -> bool:

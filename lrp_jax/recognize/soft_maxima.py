@@ -4,7 +4,8 @@ from collections.abc import Collection, Sequence
 
 from lrp_jax.core.graph import Graph, Op, Value
 from lrp_jax.core.primitives import Trait
-from lrp_jax.recognize.normalizations import Join, between, copied_from, exponential_of, is_same, logits_of
+from lrp_jax.recognize.normalizations import Join, between, exponential_of, is_same, logits_of
+from lrp_jax.recognize.statistics import copied_from
 
 _SUMS = ("reduce_sum", "scatter-add", "reduce_window_sum", "cumsum")
 
