@@ -36,7 +36,6 @@ PRODUCTS = {
 
 REFUSED = pytest.mark.xfail(strict=True, reason="an index computed from live values is refused")
 UNKNOWN = pytest.mark.xfail(strict=True, reason="results of operations on constants are not known to the loop")
-TWICE = pytest.mark.xfail(strict=True, reason="the mean is taken for a second normalization")
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
@@ -113,7 +112,6 @@ def layer_norm(x, scale, shift):
     return centered * jax.lax.rsqrt((centered**2).mean(-1, keepdims=True) + 1e-6) * scale[None] + shift[None]
 
 
-@TWICE
 def test_layer_norm_of_keras_equals_layer_norm():
     params = W, A, 0.1 * A
     one, other = (lambda p, x, f=f: f(x @ p[0], p[1], p[2]) for f in (layer_norm_of_keras, layer_norm))

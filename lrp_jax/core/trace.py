@@ -69,17 +69,17 @@ def _graph(closed: compat.ClosedJaxpr, paths: Sequence[str], explained: int) -> 
     ]  # fmt: skip
     ops: list[Op] = []
     (output,) = flatten(closed.jaxpr, closed.consts, inputs, ops)
-    needed = _needed(ops, output)
-    _mark_live(needed, output)
-    return Graph(inputs, inputs[:explained], needed, output)
+    kept = needed(ops, output)
+    _mark_live(kept, output)
+    return Graph(inputs, inputs[:explained], kept, output)
 
 
-def _needed(ops: Sequence[Op], output: Value) -> list[Op]:
+def needed(ops: Sequence[Op], output: Value) -> list[Op]:
     """The operations that the output needs, in order."""
-    needed, kept = {output}, []
+    read, kept = {output}, []
     for op in reversed(ops):
-        if not needed.isdisjoint(op.outputs):
-            needed.update(op.inputs)
+        if not read.isdisjoint(op.outputs):
+            read.update(op.inputs)
             kept.append(op)
     return kept[::-1]
 

@@ -11,7 +11,7 @@ from lrp_jax.core.intervals import Interval
 from lrp_jax.planning import checks, signs
 from lrp_jax.planning.discarded import may_be_discarded
 from lrp_jax.planning.names import named
-from lrp_jax.recognize import Step, recognize
+from lrp_jax.recognize import Step, in_one_notation, recognize
 from lrp_jax.rules.kinds import CUSTOM, WEIGHTED, kind_of
 
 
@@ -74,6 +74,7 @@ def make_plan(graph: Graph, composite: Composite) -> Plan:
         ValueError: the composite does not fit the function.
     """
     checks.check_graph(graph)
+    graph = in_one_notation(graph)
     recognized = recognize(graph, merge=composite.merge)
     every = named(_receiving(recognized.steps, graph.output))
     steps = _with_rules(every, composite, graph.output)

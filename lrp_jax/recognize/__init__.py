@@ -11,10 +11,11 @@ from lrp_jax.recognize import affine, contractions, pools, products, quotients, 
 from lrp_jax.recognize.activations import activations
 from lrp_jax.recognize.bounds import bounds_of
 from lrp_jax.recognize.normalizations import Join, joins
+from lrp_jax.recognize.notation import in_one_notation
 from lrp_jax.recognize.soft_maxima import soft_maxima
 from lrp_jax.recognize.step import Step, custom, function_of, single
 
-__all__ = ["Recognized", "Step", "recognize"]
+__all__ = ["Recognized", "Step", "in_one_notation", "recognize"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,13 +43,13 @@ class Join:
 def joins(graph: Graph) -> list[Join]:
     """All softmaxes, mean subtractions and normalizations of a graph."""
     candidates = (op for op in graph.ops if len(op.live_inputs) == 2)
-    found = (_softmax(graph, op) or _center(graph, op) or _normalization(graph, op) for op in candidates)
+    found = (_softmax(graph, op) or _center(graph, op) or normalization(graph, op) for op in candidates)
     return [join for join in found if join]
 
 
 def _softmax(graph: Graph, op: Op) -> Join | None:
     """`exp(x) / sum(exp(x))`, with or without a mask."""
-    if op.name != "div" or (summed := _summand(graph, op.inputs[1])) is None or source_of(graph, op.inputs) is None:
+    if op.name != "div" or (summed := summand(graph, op.inputs[1])) is None or source_of(graph, op.inputs) is None:
         return None
     exponential, other = exponential_of(graph, op.inputs[0]), exponential_of(graph, summed)
     if exponential is None or other is None or not is_same(graph, exponential.output, other.output):
@@ -69,7 +69,7 @@ def _center(graph: Graph, op: Op) -> Join | None:
     return None
 
 
-def _normalization(graph: Graph, op: Op) -> Join | None:
+def normalization(graph: Graph, op: Op) -> Join | None:
     """`x / std(x)`, or `x * rsqrt(var(x))`: a signal over a statistic of the same source."""
     if op.name not in ("mul", "div") or (source := source_of(graph, op.inputs, weights=True)) is None:
         return None
@@ -176,7 +176,7 @@ def _masks_to_zero(graph: Graph, op: Op) -> bool:
     return factor.number is None or 0 <= factor.number <= 1
 
 
-def _summand(graph: Graph, value: Value) -> Value | None:
+def summand(graph: Graph, value: Value) -> Value | None:
     """The operand of the sum that computes a value. Moves, masks and a stabilizer of the sum are allowed."""
     while op := graph.maker.get(value):
         if op.name == "reduce_sum":
