@@ -42,7 +42,9 @@ def test_error_for_an_operation_without_a_rule_names_its_line_and_the_solution()
         (lambda z: z.at[:, 0].set(jnp.exp(z).sum(-1)), "pass `reduce_sum` at .*return the logits before it"),
         (lambda z: z / z[:, ::-1], "pass `div` at .*divides by a value that depends on the input"),
         (lambda z: jnp.exp(z.astype(complex)), "not linear and its values are complex"),
-        (lambda z: jax.nn.one_hot(jnp.argmax(z, -1), 2), "`argmax` at .* has dtype int.*a custom rule"),
+        (lambda z: jnp.argmax(z, -1, keepdims=True) * jnp.ones(2), "`argmax` at .* has dtype int.*a custom rule"),
+        (lambda z: z * jax.lax.top_k(z, 1)[1], "`top_k` at .* has dtype int32"),
+        (lambda z: z * (jnp.argmax(z, -1, keepdims=True) ^ 1), "`argmax` at .* has dtype int"),
         (lambda z: jnp.round(z).astype(int).astype(float), "`convert_element_type` at .* has dtype int64"),
         (
             lambda z: jax.lax.cond(z[0, 0] > 0, jnp.exp, jnp.sin, z),
@@ -132,6 +134,8 @@ def test_wrong_arguments_are_errors():
         "does not depend on the explained argument",
         lambda: lrp_jax.lrp(lambda p, x: p["fc2"]["kernel"], rules.Zero())(params, x),
     )
+    decided = lambda p, x: jax.nn.one_hot(cnn(p, x).argmax(-1), 3)
+    fails(ValueError, "or only through decisions", lambda: lrp_jax.lrp(decided, rules.Zero())(params, x))
     fails(
         TypeError,
         "must return one floating-point array of logits, but returned a dict of 1",

@@ -62,6 +62,16 @@ def median_of_three(w, x):
     return jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
 
 
+def in_order(w, x):
+    return (x @ w["a"])[:, jnp.argsort(x[0])]
+
+
+def nearest(w, x):
+    """A value of a table, by the nearest row of a book."""
+    index = jnp.argmin(((x[:, None] - w["a"]) ** 2).sum(-1), -1)
+    return (x @ w["b"]) * w["c"][index]
+
+
 def maxout(w, x):
     return jnp.maximum(x @ w["a"], x @ w["b"]) @ w["c"]
 
@@ -143,17 +153,16 @@ def dot_attention(w, x):
 
 
 CONSERVE = [
-    reused, tied, in_place, scattered, looked_up, padded, rolled, stacked, median_of_three, maxout, chosen, abs_value,
-    clipped, identity, repeated, through_float32, skipping, cumulative, outer, squared, convolved, upsampled, segments,
+    reused, tied, in_place, scattered, looked_up, padded, rolled, stacked, median_of_three, in_order, nearest, maxout,
+    chosen, abs_value, clipped, identity, repeated, through_float32, skipping, cumulative, outer, squared, convolved, upsampled, segments,
     polynomial, half_precision, two_norms,
 ]  # fmt: skip
 LOSE = [straight_through, dot_attention]  # to constants; to the tangent of a softmax
 
 ERRORS = {
     "sort": lambda w, x: jnp.sort(x @ w["a"]),
-    "argsort": lambda w, x: (x @ w["a"])[:, jnp.argsort(x[0])],
     "median": lambda w, x: jnp.median(x @ w["a"], axis=1, keepdims=True),
-    "argmax": lambda w, x: jax.nn.one_hot(jnp.argmax(x, -1), 6) @ w["a"],
+    "argmax": lambda w, x: jnp.argmax(x, -1, keepdims=True) * w["a"][:1],
     "int": lambda w, x: jnp.floor(x @ w["a"]).astype(int).astype(float),
     "bit trick": lambda w, x: jax.lax.bitcast_convert_type(x @ w["a"], jnp.int64).astype(float),
     "prod": lambda w, x: jnp.prod(x @ w["a"], axis=1, keepdims=True),
@@ -194,8 +203,8 @@ def test_losses_are_in_the_ledger(fn):
 
 
 PIECEWISE_LINEAR = [
-    reused, tied, in_place, scattered, looked_up, padded, rolled, stacked, median_of_three, maxout, chosen, repeated,
-    skipping, cumulative, convolved, upsampled, segments,
+    reused, tied, in_place, scattered, looked_up, padded, rolled, stacked, median_of_three, in_order, nearest, maxout,
+    chosen, repeated, skipping, cumulative, convolved, upsampled, segments,
 ]  # fmt: skip
 
 

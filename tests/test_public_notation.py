@@ -34,7 +34,6 @@ PRODUCTS = {
 }
 
 
-REFUSED = pytest.mark.xfail(strict=True, reason="an index computed from live values is refused")
 UNKNOWN = pytest.mark.xfail(strict=True, reason="results of operations on constants are not known to the loop")
 
 
@@ -130,7 +129,6 @@ DECISIONS = {
 }
 
 
-@REFUSED
 @pytest.mark.parametrize("name", DECISIONS)
 def test_an_index_computed_from_values_is_a_decision(name):
     """As splines of normalizing flows and selections of tokens."""

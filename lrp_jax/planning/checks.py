@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from lrp_jax.core.graph import Graph, Op
 from lrp_jax.core.primitives import Trait
+from lrp_jax.planning import integers
 from lrp_jax.recognize import Step, transforms
 from lrp_jax.rules.kinds import WEIGHTED, is_move, kind_of, suited
 from lrp_jax.rules.nonlinear import Pass
@@ -36,15 +37,12 @@ def check_graph(graph: Graph) -> None:
                 " argument. Choose between values with jnp.where, or compute the predicate from"
                 " jax.lax.stop_gradient of the argument."
             )
-    needed = {graph.output, *(v for op in passing for v in op.inputs)}
-    for op in passing:
-        reached = any(v.reached for v in op.inputs) and not op.has(Trait.DECISION | Trait.CHOICE)
-        if reached and any(v in needed and not v.reached for v in op.outputs):
-            raise UncoveredOpError(
-                f"relevance has to pass `{op.name}` at {op.line}, but its result has dtype {op.outputs[-1].aval.dtype}."
-                " If its result is only an index or a decision, apply it to jax.lax.stop_gradient of its operand."
-                " Otherwise put it into a function with a custom rule (lrp_jax.custom_rule)."
-            )
+    if op := integers.used_as_number(graph):
+        raise UncoveredOpError(
+            f"relevance has to pass `{op.name}` at {op.line}, but its result has dtype {op.outputs[-1].aval.dtype}, and"
+            " is converted to a floating-point number. Apply it to jax.lax.stop_gradient of its operand, or put it into"
+            " a function with a custom rule (lrp_jax.custom_rule)."
+        )
     for op in graph.ops:
         if transforms.is_through_complex(op) and not transforms.is_covered(op):
             raise UncoveredOpError(
@@ -55,8 +53,8 @@ def check_graph(graph: Graph) -> None:
             )
     if not graph.output.live:
         raise ValueError(
-            "the output does not depend on the explained argument, so it has no relevance; check argnums, and whether "
-            "the function uses stop_gradient."
+            "the output does not depend on the explained argument, or only through decisions such as argmax and "
+            "comparisons, so it has no relevance; check argnums, and whether the function uses stop_gradient."
         )
 
 
