@@ -42,9 +42,12 @@ def test_error_for_an_operation_without_a_rule_names_its_line_and_the_solution()
         (lambda z: z.at[:, 0].set(jnp.exp(z).sum(-1)), "pass `reduce_sum` at .*return the logits before it"),
         (lambda z: z / z[:, ::-1], "pass `div` at .*divides by a value that depends on the input"),
         (lambda z: jnp.exp(z.astype(complex)), "not linear and its values are complex"),
-        (lambda z: jnp.argmax(z, -1, keepdims=True) * jnp.ones(2), "`argmax` at .* has dtype int.*a custom rule"),
-        (lambda z: z * jax.lax.top_k(z, 1)[1], "`top_k` at .* has dtype int32"),
-        (lambda z: z * (jnp.argmax(z, -1, keepdims=True) ^ 1), "`argmax` at .* has dtype int"),
+        (
+            lambda z: jnp.argmax(z, -1, keepdims=True).astype(float) * np.ones(2),
+            "`argmax` at .* has dtype int.*a custom rule",
+        ),
+        (lambda z: z * jax.lax.top_k(z, 1)[1].astype(float), "`top_k` at .* has dtype int32"),
+        (lambda z: z * (jnp.argmax(z, -1, keepdims=True) ^ 1).astype(float), "`argmax` at .* has dtype int"),
         (lambda z: jnp.round(z).astype(int).astype(float), "`convert_element_type` at .* has dtype int64"),
         (
             lambda z: jax.lax.cond(z[0, 0] > 0, jnp.exp, jnp.sin, z),

@@ -63,13 +63,14 @@ def median_of_three(w, x):
 
 
 def in_order(w, x):
-    return (x @ w["a"])[:, jnp.argsort(x[0])]
+    h = x @ w["a"]
+    return jnp.take_along_axis(h, jnp.argsort(h, -1), -1)
 
 
 def nearest(w, x):
     """A value of a table, by the nearest row of a book."""
     index = jnp.argmin(((x[:, None] - w["a"]) ** 2).sum(-1), -1)
-    return (x @ w["b"]) * w["c"][index]
+    return (x @ w["b"]) * jnp.asarray(w["c"])[index]
 
 
 def maxout(w, x):
@@ -154,8 +155,8 @@ def dot_attention(w, x):
 
 CONSERVE = [
     reused, tied, in_place, scattered, looked_up, padded, rolled, stacked, median_of_three, in_order, nearest, maxout,
-    chosen, abs_value, clipped, identity, repeated, through_float32, skipping, cumulative, outer, squared, convolved, upsampled, segments,
-    polynomial, half_precision, two_norms,
+    chosen, abs_value, clipped, identity, repeated, through_float32, skipping, cumulative, outer, squared, convolved,
+    upsampled, segments, polynomial, half_precision, two_norms,
 ]  # fmt: skip
 LOSE = [straight_through, dot_attention]  # to constants; to the tangent of a softmax
 

@@ -181,7 +181,7 @@ STRAIGHT_THROUGH = {
 }
 
 
-DECISIONS = "the nearest of several", "the largest", "the two largest"  # indices and comparisons have no relevance anyway
+DECISIONS = "the nearest of several", "the largest", "the two largest"  # indices and comparisons
 
 
 @pytest.mark.usefixtures("lenient")

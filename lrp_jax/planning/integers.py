@@ -20,7 +20,7 @@ _INDICES = {
 
 
 def used_as_number(graph: Graph) -> Op | None:
-    """The operation that computes an integer from live values, if the integer is used as a number. None if there is none."""
+    """The operation that computes an integer from live values, if the integer is used as a number."""
     from_live: dict[Value, Op] = {}
     numbers = _numbers(graph)
     for op in graph.ops:

@@ -2,8 +2,8 @@
 
 Each of them ends in an operation that joins two values. Both are computed from one value, the source, without a layer
 between. `x - mean(x)` is linear in the source. `y / std(x)` divides a signal by a statistic of the source
-(`statistics`). The statistic is constant to relevance. The quotient of an exponential and its sum is a softmax, with or without
-the subtraction of the maximum.
+(`statistics`). The statistic is constant to relevance. The quotient of an exponential and its sum is a softmax, with or
+without the subtraction of the maximum.
 """
 
 import dataclasses
