@@ -43,7 +43,7 @@ def test_error_for_an_operation_without_a_rule_names_its_line_and_the_solution()
         (lambda z: z / z[:, ::-1], "pass `div` at .*divides by a value that depends on the input"),
         (lambda z: jnp.exp(z.astype(complex)), "not linear and its values are complex"),
         (
-            lambda z: jnp.argmax(z, -1, keepdims=True).astype(float) * np.ones(2),
+            lambda z: jnp.argmax(z, -1, keepdims=True).astype(float) * np.ones((1, 2)),
             "`argmax` at .* has dtype int.*a custom rule",
         ),
         (lambda z: z * jax.lax.top_k(z, 1)[1].astype(float), "`top_k` at .* has dtype int32"),

@@ -34,7 +34,6 @@ PRODUCTS = {
 }
 
 
-UNKNOWN = pytest.mark.xfail(strict=True, reason="results of operations on constants are not known to the loop")
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
@@ -149,10 +148,13 @@ LIMITS = {
     "nextafter": lambda: jnp.nextafter(jnp.float32(1), jnp.float32(2)).astype(float),
     "cond": lambda: jax.lax.cond(jnp.asarray(1.0) < 2, lambda: 1.0, lambda: 2.0),
     "where of isnan": lambda: jnp.where(jnp.isnan(jnp.asarray(1.0)).any(), 2.0, 1.0),
+    "a sorted array": lambda: jnp.sort(jnp.asarray([3.0, 1.0, 2.0]))[0],
+    "another loop": lambda: jax.lax.while_loop(lambda t: t < 1.0, lambda t: t + 0.25, 0.0),
+    "a scan": lambda: jax.lax.scan(lambda t, _: (t + 0.25, None), 0.0, length=4)[0],
 }
 
 
-@pytest.mark.parametrize("name", ["a number", *(pytest.param(n, marks=UNKNOWN) for n in list(LIMITS)[1:])])
+@pytest.mark.parametrize("name", LIMITS)
 def test_constants_alone_decide_how_often_a_while_loop_runs(name):
     """As solvers of diffrax, whose limits are results of operations on constants."""
 

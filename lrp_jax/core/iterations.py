@@ -1,4 +1,4 @@
-"""The number of iterations of a `while` loop, if known numbers alone decide it."""
+"""The number of iterations of a `while` loop, if constants alone decide it."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -8,18 +8,20 @@ import numpy as np
 from jax.core import Tracer
 
 from lrp_jax.core import compat
-from lrp_jax.core.graph import Op, Value
+from lrp_jax.core.graph import Graph, Op, Value
 
 _MOST = 10_000
+_LARGEST = 4096
+"""Arrays with more elements are not computed during tracing."""
 
 
-def iterations(op: Op) -> int | None:
+def iterations(graph: Graph, op: Op) -> int | None:
     """How often the body of a `while` loop runs. None if this depends on arguments, or is more than 10,000 times."""
     params = op.eqn.params
     cond, cond_consts = compat.body_of(params["cond_jaxpr"])
     body, body_consts = compat.body_of(params["body_jaxpr"])
     in_cond, in_body = params["cond_nconsts"], params["body_nconsts"]
-    operands = [_known(v) for v in op.inputs]
+    operands = [_known(graph, v) for v in op.inputs]
     of_cond, of_body, start = operands[:in_cond], operands[in_cond:][:in_body], operands[in_cond + in_body :]
 
     deciding = _positions(cond, cond.outvars, in_cond)
@@ -44,11 +46,31 @@ def iterations(op: Op) -> int | None:
     return None
 
 
-def _known(value: Value) -> Any:
-    """The array of a value, None if it is not known while the function is traced."""
-    if value.array is not None:
-        return None if isinstance(value.array, Tracer) else value.array
-    return None if value.number is None else np.full(value.aval.shape, value.number, value.aval.dtype)
+def _known(graph: Graph, value: Value) -> Any:
+    """The array of a value, computed from constants. None if it is not known while the function is traced."""
+    ops: dict[Op, None] = {}  # the operations that compute it, those that others need last
+    pending = [value]
+    while pending:
+        needed = pending.pop()
+        if needed.array is None and needed.number is None:
+            op = graph.maker.get(needed)
+            if op is None or op.eqn.effects or max(v.aval.size for v in op.outputs) > _LARGEST:
+                return None
+            ops[op] = None
+            pending += [v for v in op.inputs if graph.maker.get(v) not in ops]
+        elif isinstance(needed.array, Tracer):
+            return None
+    with jax.ensure_compile_time_eval():
+        env: dict[Value, Any] = {}
+        read = lambda v: env[v] if v in env else _array(v)
+        for op in sorted(ops, key=graph.position.__getitem__):
+            env.update(zip(op.outputs, op(read), strict=True))
+        return read(value)
+
+
+def _array(value: Value) -> Any:
+    """The array of a constant, or one that is filled with its number."""
+    return np.full(value.aval.shape, value.number, value.aval.dtype) if value.array is None else value.array
 
 
 def _read(jaxpr: Any, results: Sequence[Any]) -> set[Any]:

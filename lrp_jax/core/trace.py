@@ -43,7 +43,7 @@ def trace(fn: Callable, x: Any, others: Sequence[Any]) -> Graph:
     while True:
         graph = _graph(closed, paths, explained)
         opened = [op.eqn for op in graph.ops if op.live and loops.can_open(op.eqn) and not op.course_depends_on_input]
-        counts = [(op.eqn, iterations(op)) for op in graph.ops if op.live and op.has(Trait.WHILE)]
+        counts = [(op.eqn, iterations(graph, op)) for op in graph.ops if op.live and op.has(Trait.WHILE)]
         trips = {id(eqn): count for eqn, count in counts if count is not None}
         opened += [eqn for eqn, _ in counts if id(eqn) in trips]
         if not opened:
