@@ -71,7 +71,9 @@ def _center(graph: Graph, op: Op) -> Join | None:
 
 def normalization(graph: Graph, op: Op) -> Join | None:
     """`x / std(x)`, or `x * rsqrt(var(x))`: a signal over a statistic of the same source."""
-    if op.name not in ("mul", "div") or (source := source_of(graph, op.inputs, weights=True)) is None:
+    if op.name not in ("mul", "div") or len(op.live_inputs) != 2:
+        return None
+    if (source := source_of(graph, op.inputs, weights=True)) is None:
         return None
     left, right = op.inputs
     wanted = Form.STATISTIC if op.name == "div" else Form.INVERSE

@@ -75,13 +75,13 @@ def _with_common_factor(graph: Graph, op: Op) -> _Rewrite | None:
         return None
     if not all(normalization(graph, term.product) for term in (left, right)):
         return None
-    constants = [*left.constants, *right.constants]
+    constants, shape = [*left.constants, *right.constants], op.output.aval.shape
 
     def factored(x, m, r, *arrays):
         read = dict(zip(constants, arrays, strict=True)).__getitem__
         for move in less.moves:
             m = move.of(m)
-        centered = jnp.broadcast_to(x, r.shape) - jnp.broadcast_to(m, r.shape)
+        centered = jnp.broadcast_to(x, shape) - jnp.broadcast_to(m, shape)
         result = centered / r if more.product.name == "div" else centered * r
         for i, shift in enumerate(term.constant(read) for term in (left, right)):
             if shift is not None:
