@@ -1,5 +1,6 @@
 """Operations that the flat graph replaces: products without a sum, reductions with an initial value, solvers."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,8 +18,14 @@ Replacement = tuple[Any, Sequence[Any], list[Value]]
 
 def replacement(eqn: compat.JaxprEqn, operands: list[Value]) -> Replacement | None:
     """The operations that replace an equation; None if it stays as it is."""
+    if eqn.primitive.name in _IMPLEMENTED:
+        return _traced(functools.partial(eqn.primitive.impl, **eqn.params), operands)
     find = _REPLACED.get(eqn.primitive.name)
     return find(eqn.params, operands) if find else None
+
+
+_IMPLEMENTED = ("maybe_set", "vprim")
+"""Primitives of Equinox that are implemented by other operations of JAX: a write to a buffer, and others under a vmap."""
 
 
 def _product_without_sum(params: dict[str, Any], operands: list[Value]) -> Replacement | None:
