@@ -132,7 +132,7 @@ def by_elements(p, h):
     return (weights[..., None] * v[:, None]).sum(2)
 
 
-ATTENTION = {f.__name__: f for f in (by_einsum, by_matmul, by_hand, scaled_before, of_jax, by_vmap)}
+ATTENTION = {f.__name__: f for f in (by_einsum, by_matmul, by_hand, scaled_before, of_jax, by_vmap, by_elements)}
 
 
 # Gates
@@ -172,6 +172,7 @@ LINEAR = {
         h, p["up"][None], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
     ),
     "products, summed": lambda p, h: (h[..., None] * p["up"]).sum(-2),
+    "products, summed, in another order": lambda p, h: (p["up"][None, None] * h[:, :, :, None]).sum(2),
 }
 MEAN = {
     "mean": lambda p, h: h.mean(1),

@@ -1,7 +1,7 @@
 """Rewrites a graph, so that two notations of one function become the same operations.
 
 `x r - m r + b`, as Keras writes a normalization, becomes `(x - m) r + b`. `x / (1 + exp(-y))` becomes
-`x * (1 / (1 + exp(-y)))`, a product with a gate.
+`x * (1 / (1 + exp(-y)))`, a product with a gate. A sum of products, `(x[:, :, None] * w).sum(1)`, becomes a contraction.
 """
 
 import dataclasses
@@ -24,7 +24,8 @@ def in_one_notation(graph: Graph) -> Graph:
     """The graph, with the operations that this module rewrites."""
     ops: list[Op] = []
     for op in graph.ops:
-        if len(op.live_inputs) != 2 or (rewrite := _with_common_factor(graph, op) or _as_product(graph, op)) is None:
+        find = _REWRITES.get(op.name)
+        if find is None or not op.live or (rewrite := find(graph, op)) is None:
             ops.append(op)
             continue
         before = len(ops)
@@ -65,7 +66,7 @@ class _Term:
 
 def _with_common_factor(graph: Graph, op: Op) -> _Rewrite | None:
     """`(x - m) r + b` instead of `x r - m r + b`, where `r` is an inverse statistic of the source of both."""
-    if op.name not in ("add", "sub"):
+    if len(op.live_inputs) != 2:
         return None
     left, right = (_term(graph, v, v is op.inputs[0] or op.name == "add") for v in op.inputs)
     if left is None or right is None or left.positive == right.positive or left.product.name != right.product.name:
@@ -115,7 +116,7 @@ def _keeps_term(op: Op) -> bool:
 
 def _as_product(graph: Graph, op: Op) -> _Rewrite | None:
     """`n * (1 / d)` instead of `n / d`, if the inverse of `d` is a gate, or a function of a statistic of `n`."""
-    if op.name != "div" or _has_own_kind(graph, op):
+    if len(op.live_inputs) != 2 or _has_own_kind(graph, op):
         return None
     numerator, divisor = op.inputs
     if not _is_gate(graph, numerator, divisor) and not _is_function_of_statistic(graph, numerator, divisor):
@@ -154,3 +155,48 @@ def _is_function_of_statistic(graph: Graph, numerator: Value, divisor: Value) ->
     """Whether a divisor is a function of a statistic of the numerator's source, but not a statistic itself."""
     source = source_of(graph, (numerator, divisor))
     return source is not None and form_of(graph, source, path(graph, source, divisor)) > Form.STATISTIC
+
+
+def _as_contraction(graph: Graph, op: Op) -> _Rewrite | None:
+    """An einsum instead of the sum of products, if it is a product of matrices: the factors have axes of their own."""
+    product = graph.maker.get(op.inputs[0])
+    if product is None or product.name != "mul" or graph.sole_user(product.output) is not op:
+        return None
+    shape, summed = product.output.aval.shape, set(op.eqn.params["axes"])
+    (left, of_left), (right, of_right) = (_spread(graph, v, shape) for v in product.inputs)
+    own = {left: set(of_left) - set(of_right), right: set(of_right) - set(of_left)}
+    weights = [v for v in (left, right) if not v.live]
+    may_be_layer = all(v.given or v.closed_over for v in weights)
+    if not may_be_layer or not all(own[v] - {None} for v in weights or own) or len(own) == 1:
+        return None
+    if not summed <= set(of_left) & set(of_right):
+        return None
+    result = [axis for axis in range(len(shape)) if axis not in summed]
+
+    def contracted(a, b):
+        sides = []
+        for x, axes in ((a, of_left), (b, of_right)):
+            x = jnp.squeeze(x, [i for i, axis in enumerate(axes) if axis is None])
+            sides += [x, [axis for axis in axes if axis is not None]]
+        return jnp.einsum(*sides, result, preferred_element_type=op.output.aval.dtype)
+
+    return contracted, [left, right]
+
+
+def _spread(graph: Graph, value: Value, shape: Sequence[int]) -> tuple[Value, list[int | None]]:
+    """The value of which a factor is a copy, and the axis of the product at each of its axes; None for one of size 1."""
+    axes = [i if n == shape[i] else None for i, n in enumerate(value.aval.shape)]
+    while (op := graph.maker.get(value)) and op.name == "broadcast_in_dim" and len(op.inputs) == 1:
+        before, after = op.inputs[0].aval.shape, value.aval.shape
+        places = op.eqn.params["broadcast_dimensions"]
+        axes = [axes[place] if n == after[place] else None for n, place in zip(before, places, strict=True)]
+        (value,) = op.inputs
+    return value, axes
+
+
+_REWRITES: dict[str, Callable[[Graph, Op], _Rewrite | None]] = {
+    "add": _with_common_factor,
+    "sub": _with_common_factor,
+    "div": _as_product,
+    "reduce_sum": _as_contraction,
+}
