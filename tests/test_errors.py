@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from networks import cnn, cnn_params, images
 
 import lrp_jax
@@ -32,6 +33,25 @@ def test_error_for_an_operation_without_a_rule_names_its_line_and_the_solution()
         np.eye(2), np.array([[3.0, 1.0]]), target=0
     )
     np.testing.assert_allclose(R, [[0, 1]])
+
+
+def test_an_error_in_an_installed_package_names_the_lines_of_package_and_caller():
+    def fn(p, x):
+        return nn.Dense(2).apply(p, x)
+
+    params = {"params": {"kernel": np.eye(2), "bias": np.zeros(2)}}
+    line = fn.__code__.co_firstlineno + 1
+    explain = lrp_jax.lrp(fn, [(kind("activation"), rules.Pass())])
+    message = rf"no rule for 'params' .*test_errors.py:{line} \(.*fn\), inside .*linear.py:\d+ \(.*__call__\)"
+    fails(ValueError, message, lambda: explain(params, np.ones((1, 2))))
+
+
+def test_a_loop_inside_a_function_with_a_custom_rule_is_not_refused():
+    halved = lambda x: jax.lax.while_loop(lambda v: jnp.abs(v).max() > 1, lambda v: v / 2, x)
+    x = np.array([[3.0, 1.0]])
+    fails(lrp_jax.UncoveredOpError, "cannot edit this code.*custom_rule", lambda: lrp_jax.lrp(halved, [])(x))
+    wrapped = lrp_jax.custom_rule(rules.Pass())(lambda x, params: halved(x))
+    np.testing.assert_allclose(lrp_jax.lrp(lambda x: wrapped(x, ()), [])(x, target=0), [[0.75, 0]])
 
 
 @pytest.mark.parametrize(

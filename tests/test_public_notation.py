@@ -34,8 +34,6 @@ PRODUCTS = {
 }
 
 
-
-
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_a_value_times_a_non_linear_function_of_its_sum_is_no_normalization(name):
     found = kinds(lambda w, x: PRODUCTS[name](x @ w), W, X)

@@ -71,11 +71,15 @@ def under_source_of(eqn: JaxprEqn) -> Iterator[None]:
 def source_line(eqns: Sequence[JaxprEqn]) -> str:
     """`file:line` of the user's code that made the first of these equations. The others are the calls around it.
 
-    A frame of an installed package counts only if there is no other frame.
+    If an installed package made the operation, its line comes after the line of the user's code that called it.
     """
     frames = [frame for eqn in eqns for frame in source_info_util.user_frames(eqn.source_info.traceback)]
-    own = [f for f in frames if not _INSTALLED.search(f.file_name) and not f.file_name.startswith(_PACKAGE)]
-    return next((f"{f.file_name}:{f.start_line} ({f.function_name})" for f in [*own, *frames]), "an unknown line")
+    frames = [f for f in frames if not f.file_name.startswith(_PACKAGE)] or frames
+    if not frames:
+        return "an unknown line"
+    own = next((f for f in frames if not _INSTALLED.search(f.file_name)), frames[0])
+    lines = [f"{f.file_name}:{f.start_line} ({f.function_name})" for f in dict.fromkeys((own, frames[0]))]
+    return ", inside ".join(lines)
 
 
 def is_explicit(array: jax.Array) -> bool:

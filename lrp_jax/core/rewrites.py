@@ -25,7 +25,7 @@ def replacement(eqn: compat.JaxprEqn, operands: list[Value]) -> Replacement | No
 
 
 _IMPLEMENTED = ("maybe_set", "vprim")
-"""Primitives of Equinox that are implemented by other operations of JAX: a write to a buffer, and others under a vmap."""
+"""Primitives of Equinox that other operations of JAX implement: a write to a buffer, and primitives under a vmap."""
 
 
 def _product_without_sum(params: dict[str, Any], operands: list[Value]) -> Replacement | None:

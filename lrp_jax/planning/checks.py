@@ -15,6 +15,12 @@ class UncoveredOpError(NotImplementedError):
     """Relevance has to pass an operation without a rule."""
 
 
+_WRAPPER = (
+    " If you cannot edit this code, call the function or the module that contains it through a function with a custom"
+    " rule: lrp_jax.custom_rule(rule)(lambda x, params: module.apply(params, x))."
+)
+
+
 def check_graph(graph: Graph) -> None:
     """Raises if the function cannot be explained with any composite.
 
@@ -29,19 +35,19 @@ def check_graph(graph: Graph) -> None:
                 f"LRP cannot pass the `while` at {op.line}, because its number of iterations is not known when it is"
                 " traced. Write it as a jax.lax.scan or as a fori_loop with fixed bounds, bind the arguments that"
                 " decide the number beforehand (functools.partial), or make its operands constant with"
-                " jax.lax.stop_gradient."
+                " jax.lax.stop_gradient." + _WRAPPER
             )
         if op.course_depends_on_input:
             raise UncoveredOpError(
                 f"LRP cannot pass the `{op.name}` at {op.line}, because its predicate depends on the explained"
                 " argument. Choose between values with jnp.where, or compute the predicate from"
-                " jax.lax.stop_gradient of the argument."
+                " jax.lax.stop_gradient of the argument." + _WRAPPER
             )
     if op := integers.used_as_number(graph):
         raise UncoveredOpError(
             f"relevance has to pass `{op.name}` at {op.line}, but its result has dtype {op.outputs[-1].aval.dtype}, and"
             " is converted to a floating-point number. Apply it to jax.lax.stop_gradient of its operand, or put it into"
-            " a function with a custom rule (lrp_jax.custom_rule)."
+            " a function with a custom rule (lrp_jax.custom_rule)." + _WRAPPER
         )
     for op in graph.ops:
         if transforms.is_through_complex(op) and not transforms.is_covered(op):
@@ -49,7 +55,7 @@ def check_graph(graph: Graph) -> None:
                 f"relevance has to pass `{op.name}` at {op.line}, but it is not linear and its values are complex."
                 " Rules are for real numbers, and for linear functions of complex ones. Put it into a function with"
                 " real inputs and outputs and a custom rule (lrp_jax.custom_rule), or make it constant with"
-                " jax.lax.stop_gradient."
+                " jax.lax.stop_gradient." + _WRAPPER
             )
     if not graph.output.live:
         raise ValueError(
@@ -90,8 +96,9 @@ def check_rule(step: Step) -> None:
     if rule is None:
         raise UncoveredOpError(
             f"relevance has to pass `{step.op}` at {step.line}, and no rule covers it. Make it constant with "
-            f"jax.lax.stop_gradient, put it into a function with a custom rule (lrp_jax.custom_rule), or give it a "
-            f"rule: composite + [(kind({step.kind!r}), rule)]." + _HINTS.get(step.kind, "")
+            f"jax.lax.stop_gradient, put it into a function with a custom rule (lrp_jax.custom_rule), or, without a "
+            f"change of this code, give it a rule: composite + [(kind({step.kind!r}), rule)]."
+            + _HINTS.get(step.kind, "")
         )
     if not kind_of(step.kind).suits(rule):
         raise ValueError(f"{rule} does not fit {where}; it is a rule for {', '.join(suited(rule))}.")

@@ -54,7 +54,7 @@ def _of_choice(graph: Graph, op: Op, known: _Known, assumed: Mapping[Value, Inte
 
 
 def _sides(op: Op) -> tuple[Value, tuple[Interval, Interval]] | None:
-    """The value that is compared with a number, and its intervals where the comparison is false and where it is true."""
+    """The value that is compared with a number, and its intervals where the comparison is false and true."""
     if op.name not in ("lt", "le", "gt", "ge"):
         return None
     left, right = op.inputs

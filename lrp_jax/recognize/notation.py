@@ -1,7 +1,8 @@
 """Rewrites a graph, so that two notations of one function become the same operations.
 
 `x r - m r + b`, as Keras writes a normalization, becomes `(x - m) r + b`. `x / (1 + exp(-y))` becomes
-`x * (1 / (1 + exp(-y)))`, a product with a gate. A sum of products, `(x[:, :, None] * w).sum(1)`, becomes a contraction.
+`x * (1 / (1 + exp(-y)))`, a product with a gate. A sum of products, `(x[:, :, None] * w).sum(1)`, becomes a
+contraction.
 """
 
 import dataclasses
@@ -184,7 +185,7 @@ def _as_contraction(graph: Graph, op: Op) -> _Rewrite | None:
 
 
 def _spread(graph: Graph, value: Value, shape: Sequence[int]) -> tuple[Value, list[int | None]]:
-    """The value of which a factor is a copy, and the axis of the product at each of its axes; None for one of size 1."""
+    """The value that a factor copies, and the axis of the product at each of its axes; None for one of size 1."""
     axes = [i if n == shape[i] else None for i, n in enumerate(value.aval.shape)]
     while (op := graph.maker.get(value)) and op.name == "broadcast_in_dim" and len(op.inputs) == 1:
         before, after = op.inputs[0].aval.shape, value.aval.shape

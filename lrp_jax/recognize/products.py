@@ -1,12 +1,12 @@
 """Products of two live values: gates, attention, and others."""
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import jax.numpy as jnp
 
 from lrp_jax.core.graph import Graph, Op, Value
-from lrp_jax.core.intervals import Interval
+from lrp_jax.core.intervals import ANY, Interval
 from lrp_jax.core.primitives import Trait
 from lrp_jax.recognize.affine import by_constant
 from lrp_jax.recognize.step import Step
@@ -19,14 +19,16 @@ class Gates:
     Attributes:
         shares: outputs of a softmax, also after operations that only move values or multiply them by constants.
         bounded: values between 0 and 1.
+        scaled: factors of a product that lie between 0 and 1 after the scale that follows the product, by product.
     """
 
     shares: Collection[Value]
     bounded: Collection[Value]
+    scaled: Mapping[Op, Collection[Value]]
 
     def of(self, op: Op) -> Value | None:
         """The factor that is the gate: the only output of a softmax, or the only factor between 0 and 1, or None."""
-        for candidates in (self.shares, self.bounded):
+        for candidates in (self.shares, self.bounded, self.scaled.get(op, ())):
             gates = [v for v in op.inputs if v in candidates]
             if len(gates) == 1:
                 return gates[0]
@@ -42,7 +44,19 @@ def gates(graph: Graph, softmaxes: Collection[Value], bounds: dict[Value, Interv
         scaled = op.has(Trait.FACTOR) and by_constant(op)
         if (moved and bounded.issuperset(op.outputs)) or ((moved or scaled) and shares.issuperset(op.live_inputs)):
             shares.update(op.outputs)
-    return Gates(shares, bounded)
+    products = (op for op in graph.ops if op.name == "mul" and len(op.live_inputs) == 2)
+    return Gates(shares, bounded, {op: _after_scale(graph, op, bounds) for op in products})
+
+
+def _after_scale(graph: Graph, op: Op, bounds: Mapping[Value, Interval]) -> list[Value]:
+    """The factors of a product that lie between 0 and 1 after the scale that follows it: `y * relu6(x + 3) / 6`."""
+    user = graph.sole_user(op.output)
+    if user is None or not user.has(Trait.FACTOR) or not by_constant(user) or user.constant_inputs[0].number is None:
+        return []
+    number = user.constant_inputs[0].number
+    scale = 1 / number if user.name == "div" and number else number
+    limits = {v: bounds.get(v, ANY) for v in op.inputs}
+    return [v for v, (low, high) in limits.items() if low >= 0 and scale > 0 and high * scale <= 1 + _rounding(v)]
 
 
 def _rounding(value: Value) -> float:
