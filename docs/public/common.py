@@ -91,9 +91,10 @@ def as_trained(params: Any, dtype: Any = np.float64) -> Any:
         if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
         array = np.asarray(leaf, dtype)
-        if array.ndim > 1 and array.std() == 0:
+        axes = sum(size > 1 for size in array.shape)
+        if axes > 1 and array.std() == 0:
             return array + (rng.normal(size=array.shape) / np.sqrt(np.prod(array.shape[:-1]))).astype(dtype)
-        if array.ndim == 1:
+        if array.ndim == 1 or (axes == 1 and array.std() == 0):  # also variances, which must not become negative
             return array + (0.05 * rng.uniform(size=array.shape)).astype(dtype)
         return array
 

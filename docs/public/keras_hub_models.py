@@ -74,7 +74,7 @@ TEXT = {
     "Bart": SMALL,
     "Bert": SMALL | POOLED,
     "Bloom": SMALL,
-    "DebertaV3": SMALL | {"bucket_size": 4},
+    "DebertaV3": SMALL | {"bucket_size": 4, "more": {"normalization": -1}},  # of relative positions, which are constant
     "DistilBert": SMALL,
     "Electra": POOLED
     | {"vocab_size": 20, "embedding_dim": 4}

@@ -35,13 +35,12 @@ Written by `python docs/public_models.py` and `python docs/coverage.py --public`
 """
 
 REMARKS = {
-    "diffrax": "The loop of the solver stops by a condition whose constants diffrax computes itself. Use "
-    "`adjoint=diffrax.DirectAdjoint()` and `max_steps` ([frameworks.md](frameworks.md)).",
-    "triangular_spline_flow": "The spline finds its interval with `searchsorted`, and its result is an integer.",
-    "PartialFormer": "The model sorts its tokens by a score; an index from `argsort` is refused.",
-    "Mamba": "A product of a gate with states that depend on the gate's source is taken for a normalization.",
-    "jraphx: GAT": "A product with attention weights of the same source is taken for a normalization.",
-    "ReduceFormer": "A product with a sum of the same source is taken for a normalization.",
+    "diffrax": "An adaptive solver chooses its steps from the values that are explained. Use constant "
+    "steps ([frameworks.md](frameworks.md)).",
+    "triangular_spline_flow": "The spline is a quotient of two polynomials of the input, and no rule divides by one.",
+    "BoTNet": "The model ends in a log-softmax. Explain a score that is the same for its logits: "
+    "`output=lrp_jax.outputs.probability`.",
+    "RNN of SimpleCell": "The model changes its random state when it is called.",
     "T5": "transformers calls `jnp.clip(a_max=...)`, which JAX 0.12 removed.",
     "LongT5": "transformers calls `jnp.clip(a_max=...)`, which JAX 0.12 removed.",
     "jaxkan": "The package assigns a list of modules, which needs `nnx.List` since Flax 0.12.",
