@@ -1,5 +1,6 @@
 """The smallest form of each notation of public packages whose plan was once wrong or refused."""
 
+import time
 from collections import Counter
 
 import jax
@@ -31,13 +32,17 @@ PRODUCTS = {
     "mean of squares": lambda h: h * (h * h).mean(-1, keepdims=True),
     "exponential of a sum": lambda h: h * jnp.exp(h.sum(-1, keepdims=True)),
     "sum of ReLUs": lambda h: h * jax.nn.relu(h).sum(-1, keepdims=True),
+    "sigmoid of a sum, as a quotient": lambda h: h / (1 + jnp.exp(-h.sum(-1, keepdims=True))),
+    "over an exponential of a sum": lambda h: h / jnp.exp(h.sum(-1, keepdims=True)),
+    "over the inverse of a norm": lambda h: h / (1 / jnp.linalg.norm(h, axis=-1, keepdims=True)),
+    "times its normalization": lambda h: h * (h / jnp.linalg.norm(h, axis=-1, keepdims=True)),
 }
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_a_value_times_a_non_linear_function_of_its_sum_is_no_normalization(name):
     found = kinds(lambda w, x: PRODUCTS[name](x @ w), W, X)
-    assert found["normalization"] == 0
+    assert found["normalization"] == (name == "times its normalization")
     assert found["product"] + found["gate"] == 1
 
 
@@ -46,6 +51,8 @@ NORMALIZATIONS = {
     "divided by a norm": lambda h: h / (jnp.linalg.norm(h, axis=-1, keepdims=True) + 1e-6),
     "divided by the largest": lambda h: h / jnp.abs(h).max(-1, keepdims=True),
     "times the mean of squares to the power of -1/2": lambda h: h * jnp.power((h * h).mean(-1, keepdims=True), -0.5),
+    "times a clipped inverse": lambda h: h * jnp.minimum(1.0, 2 / jnp.linalg.norm(h, axis=-1, keepdims=True)),
+    "divided by a sum of softplus": lambda h: h / (1 + jax.nn.softplus(h).sum(-1, keepdims=True)),
     "times the reciprocal of a norm": lambda h: h * (1 / jnp.sqrt((h * h).sum(-1, keepdims=True))),
 }
 
@@ -193,3 +200,31 @@ def test_a_layer_whose_result_is_not_used_is_no_step():
 
     params = {"first": W, "dropped": RNG.normal(size=(4, 4)), "last": W.T}
     assert [step.name for step in lrp_jax.plan(fn, rules.Epsilon())(params, X).steps] == ["first", "last"]
+
+
+UNBOUNDED = {
+    "too steep": lambda z: jnp.where(z < -3, 0.0, jnp.where(z > 3, 1.0, z / 2 + 0.5)),
+    "branches exchanged": lambda z: jnp.where(z > -3, 0.0, jnp.where(z > 3, 1.0, z / 6 + 0.5)),
+    "one side": lambda z: jnp.where(z < -3, 0.0, z / 6 + 0.5),
+    "another value is compared": lambda z: jnp.where(z[:, ::-1] < -3, 0.0, jnp.where(z > 3, 1.0, z / 6 + 0.5)),
+    "the number is compared with the value": lambda z: jnp.where(z > 3, z / 6 + 0.5, jnp.where(z < -3, 0.0, 1.0)),
+}
+
+
+@pytest.mark.parametrize("name", UNBOUNDED)
+def test_a_choice_that_may_be_outside_0_and_1_is_no_gate(name):
+    found = kinds(lambda w, x: (x @ w[0]) * UNBOUNDED[name](x @ w[1]), np.stack([W, -W]), X)
+    assert found["gate"] == 0
+    assert found["product"] == 1
+
+
+def test_bounds_of_deep_choices_are_found_fast():
+    def choices(z):
+        for i in range(30):
+            z = z * z
+            z = jnp.where(z > i, z + z, jnp.where(z < -i, z * z, z))
+        return jnp.tanh(z)
+
+    start = time.perf_counter()
+    kinds(lambda w, x: x @ w * choices(x @ w), W, X)
+    assert time.perf_counter() - start < 10

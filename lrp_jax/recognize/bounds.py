@@ -1,5 +1,6 @@
 """Bounds of the values of a graph, for all parameters and inputs."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping
 
@@ -8,7 +9,6 @@ from lrp_jax.core.graph import Graph, Op, Value
 from lrp_jax.core.intervals import ANY, Interval
 from lrp_jax.core.primitives import Trait
 
-_Known = Callable[[Value], Interval]
 _DEEPEST = 4
 """Choices inside more choices than this are not followed."""
 
@@ -28,7 +28,7 @@ def bounds_of(graph: Graph, softmaxes: Collection[Value]) -> dict[Value, Interva
 
     for op in graph.ops:
         if op.name == "select_n":
-            interval = _of_choice(graph, op, bounds, {})
+            interval = _Branch(graph, bounds).of_choice(op)
         else:
             interval = op.row.bounds(op, [bounds(v) for v in op.inputs])
         for value in op.outputs:
@@ -37,20 +37,52 @@ def bounds_of(graph: Graph, softmaxes: Collection[Value]) -> dict[Value, Interva
     return known
 
 
-def _of_choice(graph: Graph, op: Op, known: _Known, assumed: Mapping[Value, Interval], depth: int = 0) -> Interval:
-    """The interval of a `where`. In each branch, the compared value lies on one side of the number."""
-    condition, *branches = op.inputs
-    compared = graph.maker.get(condition)
-    sides = _sides(compared) if compared and len(branches) == 2 and depth < _DEEPEST else None
-    if sides is None:
-        return intervals.hull(op, [_within(graph, v, known, assumed, depth) for v in branches])
-    value, others = sides
-    within = _within(graph, value, known, assumed, depth)
-    found = [
-        _within(graph, v, known, {**assumed, value: _both(within, side)}, depth + 1)
-        for v, side in zip(branches, others, strict=True)
-    ]
-    return intervals.hull(op, found)
+@dataclasses.dataclass(frozen=True)
+class _Branch:
+    """The values in a branch of a `where`, in which compared values lie on one side of a number.
+
+    Attributes:
+        graph: the graph.
+        known: the interval of a value without assumptions.
+        assumed: the intervals of compared values.
+        depth: the number of choices around the branch.
+        found: the intervals of other values, as far as they are computed.
+    """
+
+    graph: Graph
+    known: Callable[[Value], Interval]
+    assumed: Mapping[Value, Interval] = dataclasses.field(default_factory=dict)
+    depth: int = 0
+    found: dict[Value, Interval] = dataclasses.field(default_factory=dict)
+
+    def of_choice(self, op: Op) -> Interval:
+        """The interval of another `where`."""
+        condition, *branches = op.inputs
+        compared = self.graph.maker.get(condition)
+        sides = _sides(compared) if compared and len(branches) == 2 and self.depth < _DEEPEST else None
+        if sides is None:
+            return intervals.hull(op, list(map(self.of, branches)))
+        value, others = sides
+        known = self.of(value)
+        made = [_Branch(self.graph, self.known, {**self.assumed, value: _both(known, side)}, self.depth + 1)
+                for side in others]  # fmt: skip
+        return intervals.hull(op, [branch.of(v) for branch, v in zip(made, branches, strict=True)])
+
+    def of(self, value: Value, left: int = 16) -> Interval:
+        """The interval of a value, through at most 16 functions of each element."""
+        if value in self.assumed:
+            return self.assumed[value]
+        if value not in self.found:
+            self.found[value] = _both(self.known(value), self._computed(value, left))
+        return self.found[value]
+
+    def _computed(self, value: Value, left: int) -> Interval:
+        op = self.graph.maker.get(value)
+        if not self.assumed or op is None or not op.has(Trait.ELEMENTWISE) or left == 0:
+            return ANY
+        if op.name == "select_n":
+            return self.of_choice(op)
+        return op.row.bounds(op, [self.of(v, left - 1) for v in op.inputs])
 
 
 def _sides(op: Op) -> tuple[Value, tuple[Interval, Interval]] | None:
@@ -64,20 +96,6 @@ def _sides(op: Op) -> tuple[Value, tuple[Interval, Interval]] | None:
     below, above = (-math.inf, number), (number, math.inf)
     is_below = (op.name in ("lt", "le")) == (left.number is None)
     return (right if right.number is None else left), ((above, below) if is_below else (below, above))
-
-
-def _within(
-    graph: Graph, value: Value, known: _Known, assumed: Mapping[Value, Interval], depth: int, left: int = 16
-) -> Interval:
-    """The interval of a value under assumptions, through at most 16 functions of each element."""
-    interval = assumed.get(value, known(value))
-    op = graph.maker.get(value)
-    if not assumed or value in assumed or op is None or not op.has(Trait.ELEMENTWISE) or left == 0:
-        return interval
-    if op.name == "select_n":
-        return _both(interval, _of_choice(graph, op, known, assumed, depth))
-    operands = [_within(graph, v, known, assumed, depth, left - 1) for v in op.inputs]
-    return _both(interval, op.row.bounds(op, operands))
 
 
 def _both(one: Interval, other: Interval) -> Interval:

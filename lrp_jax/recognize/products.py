@@ -37,7 +37,7 @@ class Gates:
 
 def gates(graph: Graph, softmaxes: Collection[Value], bounds: dict[Value, Interval]) -> Gates:
     """The possible gates of a graph."""
-    bounded = {v for v, (low, high) in bounds.items() if low >= 0 and high <= 1 + _rounding(v)}
+    bounded = {v for v, (low, high) in bounds.items() if low >= -_rounding(v) and high <= 1 + _rounding(v)}
     shares = set(softmaxes)
     for op in graph.ops:
         moved = op.has(Trait.MOVE | Trait.CHOICE) and not shares.isdisjoint(op.live_inputs)
