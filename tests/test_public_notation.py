@@ -35,6 +35,7 @@ PRODUCTS = {
     "sigmoid of a sum, as a quotient": lambda h: h / (1 + jnp.exp(-h.sum(-1, keepdims=True))),
     "over an exponential of a sum": lambda h: h / jnp.exp(h.sum(-1, keepdims=True)),
     "over the inverse of a norm": lambda h: h / (1 / jnp.linalg.norm(h, axis=-1, keepdims=True)),
+    "times a function of a logarithm": lambda h: h * jnp.exp(1 / jnp.log(2 + (h * h).sum(-1, keepdims=True))),
     "times its normalization": lambda h: h * (h / jnp.linalg.norm(h, axis=-1, keepdims=True)),
 }
 
@@ -51,6 +52,7 @@ NORMALIZATIONS = {
     "divided by a norm": lambda h: h / (jnp.linalg.norm(h, axis=-1, keepdims=True) + 1e-6),
     "divided by the largest": lambda h: h / jnp.abs(h).max(-1, keepdims=True),
     "times the mean of squares to the power of -1/2": lambda h: h * jnp.power((h * h).mean(-1, keepdims=True), -0.5),
+    "times the exponential of a logarithm over -2": lambda h: h * jnp.exp(jnp.log((h * h).sum(-1, keepdims=True)) / -2),
     "times a clipped inverse": lambda h: h * jnp.minimum(1.0, 2 / jnp.linalg.norm(h, axis=-1, keepdims=True)),
     "divided by a sum of softplus": lambda h: h / (1 + jax.nn.softplus(h).sum(-1, keepdims=True)),
     "times the reciprocal of a norm": lambda h: h * (1 / jnp.sqrt((h * h).sum(-1, keepdims=True))),

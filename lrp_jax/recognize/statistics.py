@@ -87,20 +87,19 @@ def _of_elements(op: Op, own: Sequence[Form]) -> Form:
 
 def _of_statistics(graph: Graph, op: Op, own: Sequence[Form]) -> Form:
     """The form of the result of an operation on statistics alone."""
-    form = own[0]
-    if op.name == "div":
-        own = [_INVERSES.get(f, f) if v is op.inputs[1] else f for f, v in zip(own, op.live_inputs, strict=True)]
-        return own[0] if len(set(own)) == 1 else Form.OTHER
-    if len(set(own)) > 1:
-        return Form.OTHER
+    form = own[0] if len(set(own)) == 1 else Form.OTHER
     is_logarithm = form in _EXPONENTIALS
+    if op.divides_by_live:
+        *above, divisor = own
+        inverse = Form.OTHER if divisor in _EXPONENTIALS else _INVERSES.get(divisor, Form.OTHER)
+        return inverse if set(above) <= {inverse} else Form.OTHER
     if op.name in ("log", "exp"):
         return (_LOGARITHMS if op.name == "log" else _EXPONENTIALS).get(form, Form.OTHER)
     if op.has(Trait.TERM) and op.constant_inputs:
         return form if form == Form.STATISTIC or is_logarithm else Form.OTHER  # a stabilizer
     if op.name in _POWERS and not is_logarithm:
         return _INVERSES.get(form, form) if _inverts(graph, op) else form
-    if is_logarithm and (op.name == "neg" or (op.name == "mul" and _is_negative_factor(graph, op))):
+    if is_logarithm and (op.name == "neg" or (op.has(Trait.FACTOR) and _is_negative_factor(graph, op))):
         return _INVERSES[form]
     keeps = Trait.MOVE | Trait.CHOICE | Trait.REDUCTION | Trait.CONTRACTION | Trait.TERM | Trait.FACTOR
     return form if op.has(keeps) or op.name in ("neg", "abs", "clamp") else Form.OTHER
