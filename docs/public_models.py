@@ -13,6 +13,7 @@ import argparse
 import importlib.metadata
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -88,7 +89,7 @@ def _selected(model):
 
 
 def _sentence(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = re.sub(r"\S*/site-packages/", "", " ".join(str(error).split()).replace(f"{ROOT}{os.sep}", ""))
     return f"{type(error).__name__}: {text[:400]}"
 
 

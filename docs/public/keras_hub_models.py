@@ -125,7 +125,7 @@ IMAGE = {
         "stackwise_depth": [1, 1],
         "stackwise_strides": [1, 2],
         "stackwise_num_filters": [4, 8],
-        "block_type": "basic_block",
+        "block_type": "dark_block",
         "stage_type": "dark",
         "image_shape": SHAPE,
         "output_strides": 32,
@@ -158,7 +158,7 @@ IMAGE = {
         "hidden_dims": [4, 8],
     },
     "ResNet": {
-        "input_conv_filters": [8],
+        "input_conv_filters": [64],
         "input_conv_kernel_sizes": [7],
         "stackwise_num_filters": [64, 8],
         "stackwise_num_blocks": [1, 1],
@@ -185,6 +185,7 @@ IMAGE = {
         "patch_size": 8,
         "num_output_channels": 8,
         "window_size": 2,
+        "more": {"dense": 4},  # products with tables of relative positions
     },
     "Xception": {"stackwise_conv_filters": [[4, 4], [8, 8]], "stackwise_pooling": [True, False], "image_shape": SHAPE},
 }

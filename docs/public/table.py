@@ -37,9 +37,10 @@ Written by `python docs/public_models.py` and `python docs/coverage.py --public`
 REMARKS = {
     "diffrax": "An adaptive solver chooses its steps from the values that are explained. Use constant "
     "steps ([frameworks.md](frameworks.md)).",
-    "triangular_spline_flow": "The spline is a quotient of two polynomials of the input, and no rule divides by one.",
+    "triangular_spline_flow": "The spline is a quotient of two polynomials of the input, and no rule covers it.",
     "BoTNet": "The model ends in a log-softmax. Explain a score that is the same for its logits: "
     "`output=lrp_jax.outputs.probability`.",
+    "SimpleRNN": "Keras mixes float32 and float64 in this layer if JAX uses 64 bits.",
     "RNN of SimpleCell": "The model changes its random state when it is called.",
     "T5": "transformers calls `jnp.clip(a_max=...)`, which JAX 0.12 removed.",
     "LongT5": "transformers calls `jnp.clip(a_max=...)`, which JAX 0.12 removed.",
@@ -51,7 +52,7 @@ REMARKS = {
     "jvt": "The package needs JAX 0.4 (`jax.random.KeyArray`).",
     "neural-tangents": "The package imports TensorFlow through `jax2tf`.",
     "transformer-in-transformer-flax": "The position embeddings of the package have a wrong shape.",
-    "equimo: SHViT": "A layer of the package does not accept `inference`.",
+    "equimo: SHViT": "A LayerNorm of the package gets an array of another shape than it expects.",
     "equimo: FasterViT": "The package calls `jax.vmap` with `in_axes` that current JAX refuses.",
 }
 """Why a model is not explained, by a part of its name."""
