@@ -17,7 +17,7 @@ import numpy as np
 
 import lrp_jax
 from lrp_jax import models
-from lrp_jax.core import graph, trace
+from lrp_jax.core import flatten, graph
 from lrp_jax.data import images
 
 PRECISIONS = {"float32": "float32", "float32, prepared": "float32", "TF32": "float32", "bfloat16": "bfloat16"}
@@ -28,7 +28,7 @@ def tf32(fn: Callable) -> Callable:
 
     @jax.jit
     def rounded(*args, **options):
-        inputs, ops, (result,), _ = trace.operations(functools.partial(fn, **options), *args)
+        inputs, ops, (result,), _ = flatten.operations(functools.partial(fn, **options), *args)
         env = dict(zip(inputs, jax.tree.leaves(args), strict=True))
         for op in ops:
             read = graph.reader(env)

@@ -56,7 +56,7 @@ def measured() -> list[list[str]]:
     for name, make in NETWORKS.items():
         network = make()
         args = network.params, network.x
-        steps = lrp_jax.plan(network.fn, rules.Epsilon())(*args).steps
+        steps = [receiver.step for receiver in lrp_jax.plan(network.fn, rules.Epsilon())(*args).receivers]
         kinds = collections.Counter(step.kind for step in steps if not is_move(step.kind))
         ledger = lrp_jax.conservation(network.fn, rules.Epsilon())(*args)
         explain = lrp_jax.lrp(network.fn, rules.Epsilon())

@@ -125,7 +125,11 @@ def _explained(model, fn) -> dict:
         plan = lrp_jax.plan(fn, rules.Epsilon())(*args)
         ledger = _ledger(fn, args)
         times, logits, explanation = _compiled(fn, args)
-    kinds = Counter(step.kind for step in [*plan.steps, *plan.constant] if not is_move(step.kind))
+    kinds = Counter(
+        step.kind
+        for step in [*(receiver.step for receiver in plan.receivers), *plan.constant]
+        if not is_move(step.kind)
+    )
     difference = np.abs(logits - np.asarray(explanation.logits)).max() / np.abs(logits).max()
     row |= {
         "kinds": dict(sorted(kinds.items())),

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, overload
 
 import jax
@@ -15,7 +15,7 @@ from lrp_jax.core import compat
 from lrp_jax.core.function import Argnums, Function, Select
 from lrp_jax.core.static import Static
 from lrp_jax.core.trace import trace
-from lrp_jax.execute import run
+from lrp_jax.execute import run, tapped
 from lrp_jax.lowering import prepare
 from lrp_jax.outputs import Output
 from lrp_jax.planning import Plan, checks, make_plan
@@ -51,6 +51,7 @@ def lrp(
     layers: Literal[False] = False,
     logits: Literal[False] = False,
     remat: bool = False,
+    unroll: bool = False,
 ) -> "Explainer[Any]": ...
 
 
@@ -65,6 +66,7 @@ def lrp(
     layers: bool = False,
     logits: bool = False,
     remat: bool = False,
+    unroll: bool = False,
 ) -> "Explainer[Explanation]": ...
 
 
@@ -78,6 +80,7 @@ def lrp(
     layers: bool = False,
     logits: bool = False,
     remat: bool = False,
+    unroll: bool = False,
 ) -> "Explainer[Any]":
     """Transforms a function into one that returns the relevance of an argument, as `jax.grad` does for the gradient.
 
@@ -95,8 +98,10 @@ def lrp(
         layers: whether to return also the relevance at each layer.
         logits: whether to return also the logits.
         remat: whether to keep only a part of the forward pass in memory, and to compute the rest again in the backward
-            pass. This needs less memory and one more forward pass; see `jax.checkpoint`. With JAX before 0.11, XLA for
-            CPUs removes the recomputation, unless it is set to save memory (docs/speed.md).
+            pass. This needs less memory and one more forward pass; see `jax.checkpoint`. Outside loops, XLA for CPUs
+            removes the recomputation with JAX before 0.11, unless it is set to save memory (docs/speed.md).
+        unroll: whether loops are replaced by the operations of all their iterations. By default `scan`, and `fori_loop`
+            with fixed bounds, stay loops. The relevance is the same.
 
     Returns:
         An `Explainer`, called as `explain(*args, target=None, relevance=None)`. It returns the relevance, or, with
@@ -109,7 +114,7 @@ def lrp(
     Propagation"; Montavon et al. 2019, "Layer-Wise Relevance Propagation: An Overview".
     """
     function = Function(fn, argnums, select)
-    return Explainer(function, as_composite(composite), outputs.checked(output), layers, logits, remat)
+    return Explainer(function, as_composite(composite), outputs.checked(output), layers, logits, remat, unroll)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -120,7 +125,7 @@ class Explainer(Generic[Result]):
         function: the function to explain, with `argnums` and `select`.
         composite: the rule of each layer.
         output: the relevance at the output, a function of logits and target.
-        layers, logits, remat: as for `lrp`.
+        layers, logits, remat, unroll: as for `lrp`.
     """
 
     function: Function
@@ -129,6 +134,7 @@ class Explainer(Generic[Result]):
     layers: bool = False
     logits: bool = False
     remat: bool = False
+    unroll: bool = False
 
     def __call__(self, *args: Any, target: Any = None, relevance: Any = None) -> Result:
         """The relevance of the explained argument.
@@ -152,9 +158,10 @@ class Explainer(Generic[Result]):
         """
         x, others = self.function.split(args)
         target, relevance = targets.check_call(target, relevance)
-        found, shape = self._compiled(x, others, target, relevance)
-        targets.check_range(target, shape.value)
-        return found
+        found, known = self._compiled(x, others, target, relevance)
+        shape, places = known.value
+        targets.check_range(target, shape)
+        return self._explanation(found, places)
 
     def prepare(self, *args: Any, target: Any = None, relevance: Any = None) -> "Prepared[Result]":
         """Computes the values that depend only on the other arguments, such as modified weights, once for all calls.
@@ -183,12 +190,12 @@ class Explainer(Generic[Result]):
         logits = jax.ShapeDtypeStruct(aval.shape, aval.dtype)
         start = _start(target, relevance, logits)
         first, second = self._halves(others, x, *start)
-        return Prepared(first(others), second, _signature(x, start), logits)
+        return Prepared(first(others), second, self._explanation, _signature(x, start), logits)
 
     def __repr__(self) -> str:
         function = self.function
         options = {"argnums": function.argnums, "select": function.select, "output": self.output, "layers": self.layers,
-                   "logits": self.logits, "remat": self.remat}  # fmt: skip
+                   "logits": self.logits, "remat": self.remat, "unroll": self.unroll}  # fmt: skip
         defaults = {"argnums": -1, "select": None, "output": outputs.logit}
         shown = [f", {k}={_name(v)}" for k, v in options.items() if v != defaults.get(k, False)]
         rules = "; ".join(f"{selector} -> {rule}" for selector, rule in self.composite.entries)
@@ -212,33 +219,53 @@ class Explainer(Generic[Result]):
             plan = self._planned(x, others)
 
             def explain(others, x, target, relevance):
-                return self._explain(plan, x, others, target, relevance)[0]
+                return self._explain(plan, x, others, target, relevance)
 
             return tuple(map(jax.jit, prepare.split(explain, others, x, *start, lighter=_rounds_well(plan))))
 
         return halves
 
     def _explain(self, plan: Plan, x: Any, others: Any, target: Any, relevance: Any) -> tuple[Any, Static]:
-        """The result of a call, and the shape of the logits."""
-        checks.warn_of_batch_statistics(plan.graph, plan.steps)
+        """The relevance, or all parts of an `Explanation`; the shape of the logits, and the place of each layer."""
+        checks.warn_of_batch_statistics(plan.graph, list(plan.nested))
         checks.warn_of_closed_over_matrices(plan.graph)
-        reported = [(s.name, s.inputs[0].aval) for s in plan.steps if self.layers and s.is_reported]
-        taps = OrderedDict((name, compat.varying(jnp.zeros(a.shape, a.dtype), a)) for name, a in reported)
-        logits, back = jax.vjp(lambda x, taps: run(plan, x, others, taps=taps, remat=self.remat), x, taps)
+        reported = {r.step: None for r in plan.receivers if self.layers and r.step.is_reported}
+        taps = [_zeros(step.inputs[0].aval, plan.lengths[step]) for step in reported]
+
+        def forward(x, taps):
+            extra = dict(zip(reported, taps, strict=True))
+            return run(plan, x, others, carry=tapped, extra=extra, remat=self.remat)
+
+        logits, back = jax.vjp(forward, x, taps)
         if relevance is None:
-            checks.check_end(plan.steps, for_any_shift=self.output in outputs.FOR_ANY_SHIFT)
+            checks.check_end(list(plan.nested), for_any_shift=self.output in outputs.FOR_ANY_SHIFT)
             targets.check_examples(logits, x)
         R = targets.relevance_at_output(self.output, logits, target, relevance)
-        found, at_layers = back(R) if R.ndim == logits.ndim else _for_each(back, R, logits)
-        shape = Static(logits.shape)
+        found, at_taps = back(R) if R.ndim == logits.ndim else _for_each(back, R, logits)
         if not (self.layers or self.logits):
-            return found, shape
-        at_layers[OUTPUT] = R
-        return Explanation(found, at_layers if self.layers else {}, logits), shape
+            return found, Static((logits.shape, ()))
+        number = {step: i for i, step in enumerate(reported)}
+        targets_first = (slice(None),) * (R.ndim - logits.ndim)
+        places = [(r.name, number[r.step], (*targets_first, *r.rows)) for r in plan.receivers if r.step in number]
+        return (found, at_taps, R, logits), Static((logits.shape, tuple(places)))
+
+    def _explanation(self, found: Any, places: Any) -> Any:
+        """The result of a call from that of `_explain`. Here the relevance of layers in loops is taken from stacks."""
+        if not (self.layers or self.logits):
+            return found
+        relevance, at_taps, R, logits = found
+        at_layers = OrderedDict((name, at_taps[i][place]) for name, i, place in places)  # jit sorts the keys of a dict
+        if self.layers:
+            at_layers[OUTPUT] = R
+        return Explanation(relevance, at_layers, logits)
+
+
+def _zeros(aval: Any, lengths: Sequence[int]) -> jax.Array:
+    return compat.varying(jnp.zeros((*lengths, *aval.shape), aval.dtype), aval)
 
 
 def _planned(explainer: Explainer, x: Any, others: Any) -> Plan:
-    return make_plan(trace(explainer.function, x, others), explainer.composite)
+    return make_plan(trace(explainer.function, x, others, unroll=explainer.unroll), explainer.composite)
 
 
 def _for_each(back: Callable, R: jax.Array, logits: jax.Array) -> Any:
@@ -250,7 +277,7 @@ def _for_each(back: Callable, R: jax.Array, logits: jax.Array) -> Any:
 
 def _rounds_well(plan: Plan) -> bool:
     """Whether `rounds_well` is true for the rules of all steps that are or may contain convolutions."""
-    return all(step.rule is not None and step.rule.rounds_well for step in plan.steps if step.kind in ("conv", CUSTOM))
+    return all(step.rule is not None and step.rule.rounds_well for step in plan.nested if step.kind in ("conv", CUSTOM))
 
 
 def _name(value: Any) -> str:
@@ -268,12 +295,14 @@ class Prepared(Generic[Result]):
     Attributes:
         values: the values that were computed once.
         second: the compiled function of these values and x.
+        explanation: the result of a call from that of `second`.
         signature: the shapes and dtypes for which it was prepared.
         logits: shape and dtype of the logits.
     """
 
     values: Any
-    second: Callable[..., Result] = dataclasses.field(metadata={"static": True})
+    second: Callable[..., Any] = dataclasses.field(metadata={"static": True})
+    explanation: Callable[..., Result] = dataclasses.field(metadata={"static": True})
     signature: tuple[Any, ...] = dataclasses.field(metadata={"static": True})
     logits: jax.ShapeDtypeStruct = dataclasses.field(metadata={"static": True})
 
@@ -287,7 +316,8 @@ class Prepared(Generic[Result]):
                 ", ".join(f"{dtype}{list(shape)}" for _, shape, dtype, _ in s) for s in (self.signature, given)
             )
             raise ValueError(f"prepared for {expected}, but called with {given}; prepare for these shapes too.")
-        return self.second(self.values, x, *start)
+        found, known = self.second(self.values, x, *start)
+        return self.explanation(found, known.value[1])
 
 
 def _signature(x: Any, start: tuple[Any, Any]) -> tuple[Any, ...]:
@@ -308,11 +338,13 @@ def _start(target: Any, relevance: Any, logits: jax.ShapeDtypeStruct) -> tuple[t
     return targets.ClassIndices(targets.per_example(jnp.asarray(target), batch)), None
 
 
-def plan(fn: Callable, composite: Any, *, argnums: Argnums = -1, select: Select = None) -> Callable[..., Plan]:
+def plan(
+    fn: Callable, composite: Any, *, argnums: Argnums = -1, select: Select = None, unroll: bool = False
+) -> Callable[..., Plan]:
     """Shows what `lrp` will do: `print(plan(fn, composite)(*args))` traces `fn` and prints a table of its steps.
 
     Args:
-        fn, composite, argnums, select: as for `lrp`.
+        fn, composite, argnums, select, unroll: as for `lrp`.
 
     Returns:
         A function of the arguments of `fn` (arrays or `jax.ShapeDtypeStruct`s) that returns the `Plan`.
@@ -325,6 +357,6 @@ def plan(fn: Callable, composite: Any, *, argnums: Argnums = -1, select: Select 
 
     def plan_of(*args):
         x, others = function.split(args)
-        return make_plan(trace(function, x, others), composite)
+        return make_plan(trace(function, x, others, unroll=unroll), composite)
 
     return plan_of

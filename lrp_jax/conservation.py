@@ -69,10 +69,11 @@ def conservation(
                 )
             raise
         sums, rows, known = found
-        steps, shape, resolution = known.value
+        places, shape, resolution = known.value
         targets.check_range(target, shape)
         score, reached, mass, negative = np.asarray(sums, np.float64).T
-        rows = [Row(*step, *np.asarray(row, np.float64).T) for step, row in zip(steps, rows, strict=True)]
+        rows = [np.asarray(row, np.float64) for row in rows]
+        rows = [Row(*step, *rows[i][(slice(None), *place)].T) for step, i, place in places]
         return Ledger(tuple(rows), score, reached, mass, negative, tolerance=min(64 * resolution, 0.02))
 
     return ledger
@@ -107,16 +108,13 @@ def _of_one(
     """For a batch of one example: the sums, the rows, and the steps, shape of the logits and resolution of the plan."""
     plan = make_plan(trace(function, x, others), composite)
     if relevance is None:
-        checks.check_end(plan.steps, for_any_shift=output in outputs.FOR_ANY_SHIFT)
+        checks.check_end(list(plan.nested), for_any_shift=output in outputs.FOR_ANY_SHIFT)
     dtype = np.promote_types(plan.graph.output.aval.dtype, jnp.float32)
-    blank = {i: jnp.zeros(len(TERMS), dtype) for i in range(len(plan.steps))}
-    number = {step.end: i for i, step in enumerate(plan.steps)}
+    steps = list(plan.nested)
+    blank = [jnp.zeros((*plan.lengths[step], len(TERMS)), dtype) for step in steps]
 
     def forward(x, rows):
-        def carry(step):
-            return lambda a, params: _recording(step)(a, params, rows[number[step.end]])
-
-        return run(plan, x, others, carry=carry)
+        return run(plan, x, others, carry=_recording, extra=dict(zip(steps, rows, strict=True)))
 
     logits, back = jax.vjp(forward, x, blank)
     if logits.shape[:1] != (1,):
@@ -129,9 +127,10 @@ def _of_one(
         raise ValueError("conservation explains one target for each example; call it once for each target.")
     found, rows = back(R)
     sums = [total(R), *(_total(f, found) for f in (jnp.positive, jnp.abs, _negative_part))]
-    steps = tuple((step.name, step.kind, str(step.rule)) for step in plan.steps)
+    number = {step: i for i, step in enumerate(steps)}
+    places = tuple(((r.name, r.step.kind, str(r.step.rule)), number[r.step], r.rows) for r in plan.receivers)
     resolution = float(max(jnp.finfo(dtype).eps for dtype in _dtypes(plan)))
-    return jnp.stack(sums), list(rows.values()), Static((steps, logits.shape, resolution))
+    return jnp.stack(sums), rows, Static((places, logits.shape, resolution))
 
 
 def _check_examples(x: Any, others: Any, axes: Any, target: Any, relevance: Any) -> int:
@@ -186,7 +185,7 @@ def _alone(tree: Any) -> Any:
 
 def _dtypes(plan: Plan) -> set[Any]:
     """The dtypes of the values that relevance passes. The least precise one determines the tolerance."""
-    passed = [v for step in plan.steps for v in (*step.inputs, *step.outputs) if v.live]
+    passed = [v for step in plan.nested for v in (*step.inputs, *step.outputs) if v.live]
     return {v.aval.dtype for v in (plan.graph.output, *passed)}
 
 
@@ -194,9 +193,9 @@ def _recording(step: Step) -> Callable:
     """The function of a step, `(a, params, row) -> z`. The cotangent of `row` is the step's row in the ledger."""
 
     def backward(saved, R):
-        a, params = saved
+        a, params, z = saved
         with recorded() as calls:
-            found = apply_rule(step, a, params, R)
+            found = apply_rule(step, a, params, R, z)
         received, passed = _total(jnp.positive, R), _total(jnp.positive, found)
         losses = dict.fromkeys(LOSSES, jnp.zeros_like(passed))
         if calls:
@@ -208,8 +207,12 @@ def _recording(step: Step) -> Callable:
         shape = _total(jnp.abs, found), _total(_negative_part, found)
         return found, None, jnp.stack([received, passed, *losses.values(), *shape])
 
+    def forward(a, params, row):
+        z = step.layer(a, params)
+        return z, (a, params, z)
+
     wrapped = jax.custom_vjp(lambda a, params, row: step.layer(a, params))
-    wrapped.defvjp(lambda a, params, row: (step.layer(a, params), (a, params)), backward)
+    wrapped.defvjp(forward, backward)
     return wrapped
 
 

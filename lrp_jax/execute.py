@@ -3,6 +3,9 @@
 Each step is a function whose cotangent is relevance. Reshapes, max-pools and fan-out use the ordinary VJP.
 """
 
+import dataclasses
+import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,15 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrp_jax.core.graph import Op, reader
-from lrp_jax.core.primitives import Trait
+from lrp_jax.core.graph import Op, Value, reader
+from lrp_jax.core.primitives import Trait, primitive
 from lrp_jax.planning import Plan
 from lrp_jax.recognize import Step
+from lrp_jax.recognize.step import Read
 from lrp_jax.rules.base import Layer, Rule
+from lrp_jax.rules.four_steps import Known
 from lrp_jax.rules.nonlinear import Route
 
-Carry = Callable[[Step], Callable[[Any, Any], Any]]
-"""From a step to its function `(a, params) -> z`. Its VJP defines what the backward pass carries."""
+Carry = Callable[[Step], Callable[..., Any]]
+"""From a step to its function `(a, params) -> z`. Its VJP defines what the backward pass carries.
+
+A step with an additional array has the function `(a, params, array) -> z`."""
 
 
 def relevance(step: Step) -> Callable[[Any, Any], Any]:
@@ -27,13 +34,23 @@ def relevance(step: Step) -> Callable[[Any, Any], Any]:
     if isinstance(step.rule, Route) and not step.guarded:
         return step.layer
 
+    def forward(a, params):
+        z = step.layer(a, params)
+        return z, (a, params, z)
+
     def backward(saved, R):
-        a, params = saved
-        return apply_rule(step, a, params, R), None
+        a, params, z = saved
+        return apply_rule(step, a, params, R, z), None
 
     wrapped = jax.custom_vjp(step.layer)
-    wrapped.defvjp(lambda a, params: (step.layer(a, params), (a, params)), backward)
+    wrapped.defvjp(forward, backward)
     return wrapped
+
+
+def tapped(step: Step) -> Callable[..., Any]:
+    """As `relevance`. With an array of zeros, its cotangent is the relevance of the input of the step."""
+    function = relevance(step)
+    return lambda a, params, zeros=None: function(a if zeros is None else a + zeros, params)
 
 
 def run(
@@ -42,7 +59,7 @@ def run(
     others: Sequence[Any],
     *,
     carry: Carry = relevance,
-    taps: Mapping[str, Any] | None = None,
+    extra: Mapping[Step, Any] | None = None,
     remat: bool = False,
     constants: bool = True,
 ) -> jax.Array:
@@ -53,39 +70,71 @@ def run(
         x: the explained argument.
         others: the other arguments.
         carry: makes the function of each step; its VJP defines what the backward pass carries, by default relevance.
-        taps: zeros that are added to the inputs of steps, by name. Their cotangents are the relevance of these inputs.
-        remat: whether the backward pass computes the values inside each segment of the forward pass again.
+        extra: additional arrays for the functions of some steps. For a step in a loop, the first axis counts rows.
+        remat: whether the backward pass computes the values inside each segment of the forward pass again. An iteration
+            of a loop is a segment.
         constants: whether the cotangent of values outside the steps, such as the statistics of a normalization, is 0.
             If not, it is the gradient.
     """
-    taps = taps or {}
+    env = dict(zip(plan.graph.inputs, jax.tree.leaves((x, *others)), strict=True))
+    run = _Run(carry, remat, constants)
+    if remat:
+        advance = functools.partial(run.advance, plan, extra or {})
+        for segment in _segments(plan.graph.ops):
+            env = advance(segment, env) if segment[0].loop else _recomputed(advance, segment, env)
+    else:
+        env = run.advance(plan, extra or {}, plan.graph.ops, env)
+    return reader(env)(plan.graph.output)
 
-    def of_step(step: Step, read) -> list[Any]:
-        a = [read(v) for v in step.inputs]
-        if step.name in taps:
-            a = [a[0] + taps[step.name]]
-        results = carry(step)(a if len(a) > 1 else a[0], step.params(read))
-        return [results] if len(step.outputs) == 1 else results
 
-    def of_constant_op(op: Op, read) -> list[Any]:
-        return op((lambda v: _constant(read(v)) if v.live else read(v)) if constants else read)
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """How a plan runs; see `run`."""
 
-    def advance(ops, env):
+    carry: Carry
+    remat: bool
+    constants: bool
+
+    def advance(self, plan: Plan, extra: Mapping[Step, Any], ops: Sequence[Op], env: dict[Value, Any]) -> Any:
+        """The values with the results of these operations."""
+        env = dict(env)
         read = reader(env)
         for op in ops:
             if step := plan.step_at.get(op):
-                env.update(zip(op.outputs, of_step(step, read), strict=True))
+                results = self.loop(step, extra, read) if step.body else self.step(step, extra, read)
             elif op in plan.constant_ops:
-                env.update(zip(op.outputs, of_constant_op(op, read), strict=True))
+                results = op((lambda v: _constant(read(v)) if v.live else read(v)) if self.constants else read)
+            else:
+                continue
+            env.update(zip(op.outputs, results, strict=True))
         return env
 
-    env = dict(zip(plan.graph.inputs, jax.tree.leaves((x, *others)), strict=True))
-    if remat:
-        for segment in _segments(plan.graph.ops):
-            env = _recomputed(advance, segment, env)
-    else:
-        env = advance(plan.graph.ops, env)
-    return reader(env)(plan.graph.output)
+    def step(self, step: Step, extra: Mapping[Step, Any], read: Read) -> list[Any]:
+        """The results of a step."""
+        a = [read(v) for v in step.inputs]
+        more = [extra[step]] if step in extra else []
+        results = self.carry(step)(a if len(a) > 1 else a[0], step.params(read), *more)
+        return [results] if len(step.outputs) == 1 else results
+
+    def loop(self, step: Step, extra: Mapping[Step, Any], read: Read) -> list[Any]:
+        """The results of a loop, whose iterations run the plan of its body."""
+        plan = step.body
+        inside = [other for other in plan.nested if other in extra]
+
+        def iteration(inputs, rows):
+            own = dict(zip(inside, rows, strict=True))
+            env = self.advance(plan, own, plan.graph.ops, dict(zip(plan.graph.inputs, inputs, strict=True)))
+            return list(map(reader(env), plan.graph.results))
+
+        policy = None if self.remat else _is_expensive
+        body = jax.checkpoint(iteration, prevent_cse=False, policy=policy)
+        assert step.end.loop
+        return step.end.loop.scan(body, list(map(read, step.end.inputs)), [extra[other] for other in inside])
+
+
+def _is_expensive(operation: Any, *_: Any, **__: Any) -> bool:
+    """Whether the backward pass of an iteration gets the result of an operation, instead of computing it again."""
+    return bool(primitive(operation.name).traits & (Trait.CONTRACTION | Trait.SPARSE))
 
 
 def _recomputed(advance: Callable, ops: Sequence[Op], env: dict[Any, Any]) -> dict[Any, Any]:
@@ -102,16 +151,15 @@ def _recomputed(advance: Callable, ops: Sequence[Op], env: dict[Any, Any]) -> di
 
 
 def _segments(ops: Sequence[Op]) -> list[list[Op]]:
-    """The operations, divided into segments that write about the same number of bytes.
+    """The operations, divided into segments that write about the same number of bytes. Each loop is one segment.
 
-    The number of segments is about the square root of the number of layers.
+    The number of segments without loops is about the square root of the number of layers.
     """
-    if not ops:
-        return []
     sizes = np.cumsum([sum(v.aval.size * v.aval.dtype.itemsize for v in op.outputs if v.live) for op in ops])
     count = math.isqrt(sum(op.has(Trait.CONTRACTION) for op in ops)) + 1
-    number = np.minimum(sizes * count // max(sizes[-1], 1), count - 1)
-    return [[op for op, n in zip(ops, number, strict=True) if n == i] for i in range(count)]
+    number = np.minimum(sizes * count // max(sizes[-1:].max(initial=1), 1), count - 1)
+    groups = itertools.groupby(zip(ops, number, strict=True), lambda pair: pair[0] if pair[0].loop else pair[1])
+    return [[op for op, _ in group] for _, group in groups]
 
 
 @jax.custom_vjp
@@ -123,15 +171,21 @@ def _constant(x: Any) -> Any:
 _constant.defvjp(lambda x: (x, None), lambda _, R: (None,))
 
 
-def apply_rule(step: Step, a: Any, params: Any, R: Any) -> Any:
+def apply_rule(step: Step, a: Any, params: Any, R: Any, z: Any) -> Any:
     """The relevance of the inputs of a step by its rule, with the dtype of the inputs.
+
+    Args:
+        step: the step.
+        a, params: its inputs and parameters.
+        R: the relevance of its outputs.
+        z: its outputs.
 
     Raises:
         ValueError: the shape of the result is not that of the inputs.
     """
     assert step.rule is not None
     rule = _guarded(step.rule) if step.guarded else step.rule
-    found = rule(step.layer, a, params, R)
+    found = rule(Known(step.layer, a, params, z), a, params, R)
     if (given := jax.tree.map(jnp.shape, found)) != (expected := jax.tree.map(jnp.shape, a)):
         where = step.name or step.op
         raise ValueError(f"{step.rule} returned relevance of shape {given} for {where}; expected {expected}.")

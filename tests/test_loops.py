@@ -60,7 +60,7 @@ def test_a_layer_repeated_in_a_loop_is_one_layer_for_first():
         return jax.lax.scan(lambda h, x: (layer(h @ p["ws"][1] + x, p["ws"][0], p["bs"][0]), None), xs[0], xs)[0]
 
     plan = lrp_jax.plan(fn, COMPOSITE)(P, X[None].repeat(3, 0))
-    assert [s.name for s in plan.steps if isinstance(s.rule, rules.ZBox)] == ["ws[1]", "ws[1]#2", "ws[1]#3"]
+    assert [r.name for r in plan.receivers if isinstance(r.step.rule, rules.ZBox)] == ["ws[1]", "ws[1]#2", "ws[1]#3"]
 
 
 def states(p, x):

@@ -19,7 +19,8 @@ SENDERS, RECEIVERS = np.array([0, 1, 2, 3, 1, 4]), np.array([1, 2, 3, 0, 3, 0])
 def kinds(fn, *args) -> Counter:
     """How many steps of each kind of the table a plan has, constant ones included; moves are not counted."""
     plan = lrp_jax.plan(fn, rules.Epsilon())(*args)
-    return Counter(step.kind for step in (*plan.steps, *plan.constant) if step.kind in rules.KINDS)
+    steps = (*(receiver.step for receiver in plan.receivers), *plan.constant)
+    return Counter(step.kind for step in steps if step.kind in rules.KINDS)
 
 
 def balanced(fn, *args) -> bool:

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import lrp_jax
 from lrp_jax import rules
 from lrp_jax.composites import kind
-from lrp_jax.core import trace
+from lrp_jax.core import flatten
 from lrp_jax.lowering import winograd
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -27,7 +27,7 @@ def convolution(x, kernel, numbers=NHWC, padding="SAME", **options):
 
 def operations_of(fn, *shapes, dtype=jnp.float32):
     """The names of the operations after convolutions are replaced."""
-    _, ops, _, _ = trace.operations(fn, *(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes))
+    _, ops, _, _ = flatten.operations(fn, *(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes))
     return [op.name for op in winograd.with_fewer_multiplications(ops)]
 
 

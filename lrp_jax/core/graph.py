@@ -2,11 +2,16 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import jax
 
 from lrp_jax.core import compat
+from lrp_jax.core.by_iteration import ByIteration
 from lrp_jax.core.primitives import Primitive, Trait, primitive
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(eq=False)
@@ -17,7 +22,13 @@ class Value:
         aval: shape and dtype.
         array: the array itself, if it is a constant of the traced function.
         path: key path of the parameter from which it is computed.
+        first_row: the row of this parameter with which it starts, if it is a slice of its rows.
         number: if all its elements are equal to one known number, this number.
+        numbers: the number of each iteration, for a value in a loop, such as its counter.
+        weight: whether it is the weight of a layer, an operand of a contraction. Every other constant operand is a
+            fixed matrix.
+        origin: a key that is equal for all constant values that the same operations compute from the same parameters.
+        levels: the loops between whose iterations a constant value differs, 0 for the outermost.
         given: whether it is computed from a floating-point argument that is not explained, or has a name
             (`jax.ad_checkpoint.checkpoint_name`).
         closed_over: whether it is computed from a floating-point array that the traced function closes over.
@@ -30,14 +41,24 @@ class Value:
 
     aval: Any
     array: Any = None
-    path: str = ""
+    path: str | ByIteration = ""
+    first_row: int = 0
     number: float | None = None
+    numbers: ByIteration | None = None
+    weight: bool = False
+    origin: Hashable = None
+    levels: frozenset[int] = frozenset()
     given: bool = False
     closed_over: bool = False
     explained: bool = False
     influenced: bool = False
     reached: bool = False
     live: bool = False
+
+    @property
+    def identity(self) -> tuple[Hashable, frozenset[int]]:
+        """`origin` and `levels`. In one iteration of the loops around it, these determine a constant value."""
+        return self.origin, self.levels
 
     @property
     def is_decision(self) -> bool:
@@ -55,12 +76,20 @@ class Call:
 
 @dataclasses.dataclass(eq=False)
 class Op:
-    """One primitive operation, and the calls that contain it, outermost first."""
+    """One primitive operation, and the calls that contain it, outermost first.
+
+    Attributes:
+        eqn: its equation in the jaxpr.
+        inputs, outputs: its operands and results.
+        calls: the calls that contain it.
+        loop: if it is a loop that relevance can pass, the operations inside.
+    """
 
     eqn: compat.JaxprEqn
     inputs: list[Value]
     outputs: list[Value]
     calls: tuple[Call, ...]
+    loop: "Loop | None" = None
 
     @property
     def name(self) -> str:
@@ -98,6 +127,8 @@ class Op:
     @property
     def is_linear(self) -> bool:
         """Whether it is linear, up to a constant, as a function of all its live operands."""
+        if self.loop:
+            return all(op.is_linear for op in self.loop.body.ops if op.live)
         return self.row.linear(self)
 
     @property
@@ -117,24 +148,126 @@ class Op:
 
     def __call__(self, read: Callable[[Value], Any]) -> list[Any]:
         """The outputs. `read` gives the array of each input."""
-        return compat.bind(self.eqn, *map(read, self.inputs))
+        values = list(map(read, self.inputs))
+        return self.loop(values) if self.loop else compat.bind(self.eqn, *values)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loop:
+    """The body of a loop as a graph, which runs for each iteration.
+
+    The inputs of the body, and the operands of the loop, are constants, then carried values, then rows. The results
+    are carried values, then rows.
+
+    Attributes:
+        body: the graph of one iteration.
+        constants, carried: how many of the inputs are constants, and how many are carried.
+        length: the number of iterations.
+        reverse: whether the first iteration takes the last row.
+        cuts: iterations at which the loop has to be cut, because relevance passes those before in another way.
+    """
+
+    body: "Graph"
+    constants: int
+    carried: int
+    length: int
+    reverse: bool
+    cuts: tuple[int, ...] = ()
+
+    def __call__(self, operands: Sequence[Any]) -> list[Any]:
+        """The results of the loop."""
+        body = self.body
+
+        def iteration(values):
+            return list(map(reader(run(body.ops, dict(zip(body.inputs, values, strict=True)))), body.results))
+
+        return self.scan(lambda values, _: iteration(values), operands)
+
+    def scan(self, iteration: Callable[[list[Any], Any], list[Any]], operands: Sequence[Any], extra: Any = None) -> Any:
+        """The results of the loop, with `iteration(inputs, row of extra) -> results` instead of the body."""
+        constants, carry, rows = self.parts(operands)
+
+        def step(carry, row):
+            results = iteration([*constants, *carry, *row[0]], row[1])
+            return list(results[: self.carried]), list(results[self.carried :])
+
+        return [
+            each
+            for part in jax.lax.scan(step, carry, (rows, extra), length=self.length, reverse=self.reverse)
+            for each in part
+        ]
+
+    def parts(self, values: Sequence[T]) -> tuple[list[T], list[T], list[T]]:
+        """The constants, the carried values and the rows among operands, or among what is known of each operand."""
+        after = self.constants + self.carried
+        return list(values[: self.constants]), list(values[self.constants : after]), list(values[after:])
+
+    def forward(
+        self, given: Sequence[T], through: Callable[[list[T]], Sequence[T]], join: Callable[[T, T], T]
+    ) -> tuple[list[T], list[T]]:
+        """What is known of the inputs and results of the body, in all iterations.
+
+        Args:
+            given: what is known of the operands of the loop.
+            through: from the inputs to the results, for one iteration.
+            join: what is known of a value that is one or the other. Repeated joins must come to an end.
+        """
+        constants, carry, rows = self.parts(given)
+        while True:
+            results = list(through([*constants, *carry, *rows]))
+            joined = list(map(join, carry, results[: self.carried]))
+            if joined == carry:
+                return [*constants, *carry, *rows], results
+            carry = joined
+
+    def backward(
+        self, wanted: Sequence[bool], through: Callable[[list[bool]], Sequence[bool]]
+    ) -> tuple[list[bool], list[bool]]:
+        """Which inputs of the body, and which results, are wanted in any iteration.
+
+        Args:
+            wanted: the results of the loop that are wanted.
+            through: from the results to the inputs, for one iteration.
+        """
+        carry, rows = list(wanted[: self.carried]), list(wanted[self.carried :])
+        while True:
+            inputs = list(through([*carry, *rows]))
+            joined = [a or b for a, b in zip(carry, self.parts(inputs)[1], strict=True)]
+            if joined == carry:
+                return inputs, [*carry, *rows]
+            carry = joined
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Graph:
-    """A traced function: its operations in the order in which they run.
+    """A traced function, or the body of a loop: its operations in the order in which they run.
 
     Attributes:
-        inputs: a value for each leaf of the arguments, those of the explained argument first.
+        inputs: a value for each leaf of the arguments, those of the explained argument first; or the inputs of a body.
         explained: the values of the explained argument.
-        ops: all operations that the output needs.
-        output: the result of the function.
+        ops: all operations that the results need.
+        results: the result of the function, or the results of the body.
+        closed: the jaxpr of the function.
     """
 
     inputs: list[Value]
     explained: list[Value]
     ops: list[Op]
-    output: Value
+    results: list[Value]
+    closed: compat.ClosedJaxpr | None = None
+
+    @property
+    def output(self) -> Value:
+        """The result of the function."""
+        return self.results[0]
+
+    @property
+    def nested(self) -> "Iterator[Graph]":
+        """This graph, and those of the bodies of all loops."""
+        yield self
+        for op in self.ops:
+            if op.loop:
+                yield from op.loop.body.nested
 
     @functools.cached_property
     def maker(self) -> dict[Value, Op]:
@@ -156,24 +289,20 @@ class Graph:
         return users
 
     def sole_user(self, value: Value) -> Op | None:
-        """The only operation that reads the value. None if there are several or it is constant, and for the output."""
+        """The only operation that reads the value. None if there are several or it is constant, and for results."""
         users = self.users.get(value, [])
-        return users[0] if len(users) == 1 and users[0].live and value is not self.output else None
-
-    def origin(self, value: Value) -> Hashable:
-        """A key that is equal for all constant values that the same operations compute from the same parameters."""
-        return self._origins.get(value, _identity(value))
+        return users[0] if len(users) == 1 and users[0].live and value not in self.results else None
 
     @functools.cached_property
     def weights(self) -> set[Value]:
-        """The operands of contractions that are weights of layers. Every other constant operand is a fixed matrix.
+        """The operands of contractions that are weights of layers, in bodies of loops too.
 
         Values computed from arguments are weights, and values with a name. Values computed from arrays that the
         function closes over are weights if the function has no other weights, or only fewer, none of which is inside a
         pytree.
         """
         given, closed_over = self._operands
-        few = not any(v.path for v in given) and self.distinct(given) < self.distinct(closed_over)
+        few = not any(v.path for v in given) and distinct(given) < distinct(closed_over)
         return given | closed_over if few else given
 
     @property
@@ -184,31 +313,16 @@ class Graph:
     @functools.cached_property
     def _operands(self) -> tuple[set[Value], set[Value]]:
         """The constant operands of contractions that are computed from arguments, and those that are closed over."""
-        contractions = [op for op in self.ops if op.live and op.has(Trait.CONTRACTION | Trait.SPARSE)]
+        ops = [op for graph in self.nested for op in graph.ops]
+        contractions = [op for op in ops if op.live and op.has(Trait.CONTRACTION | Trait.SPARSE)]
         operands = {v for op in contractions for v in op.constant_inputs}
         given = {v for v in operands if v.given}
         return given, {v for v in operands if v.closed_over} - given
 
-    def distinct(self, values: Iterable[Value]) -> int:
-        """How many of these constant values are computed in different ways."""
-        return len(set(map(self.origin, values)))
 
-    @functools.cached_property
-    def _origins(self) -> dict[Value, Hashable]:
-        origins: dict[Value, Hashable] = {}
-        made: dict[Hashable, Value] = {}
-        for op in self.ops:
-            if not op.live:
-                key = op.name, repr(op.eqn.params), *(origins.get(v, _identity(v)) for v in op.inputs)
-                origins |= {v: made.setdefault((*key, i), v) for i, v in enumerate(op.outputs)}
-        return origins
-
-
-def _identity(value: Value) -> Hashable:
-    """A key that is equal for all reads of one array of the traced function, and for equal numbers."""
-    if value.array is None:
-        return value
-    return id(value.array) if value.aval.shape else (value.aval.dtype, value.number)
+def distinct(values: Iterable[Value]) -> int:
+    """How many of these constant values are computed in different ways."""
+    return len({v.identity for v in values})
 
 
 def reader(env: dict[Value, Any]) -> Callable[[Value], Any]:

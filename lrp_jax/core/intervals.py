@@ -22,6 +22,9 @@ def within(low: float, high: float) -> Bounds:
     return lambda op, operands: (low, high)
 
 
+_ROUNDING = 1e-2
+"""No dtype has larger relative rounding errors."""
+
 unknown = within(*ANY)
 positive = within(0.0, math.inf)
 
@@ -82,6 +85,12 @@ def divide(op: Any, operands: list[Interval]) -> Interval:
 def integer_power(op: Any, operands: list[Interval]) -> Interval:
     """The operand to the power of a fixed integer."""
     return (0.0, math.inf) if op.eqn.params["y"] % 2 == 0 or operands[0][0] >= 0 else ANY
+
+
+def root(op: Any, operands: list[Interval]) -> Interval:
+    """The square root of the operand."""
+    low, high = (math.sqrt(max(end, 0.0)) for end in operands[0])
+    return low * (1 - _ROUNDING), high * (1 + _ROUNDING)
 
 
 def power(op: Any, operands: list[Interval]) -> Interval:

@@ -203,7 +203,7 @@ PRIMITIVES: dict[str, Primitive] = {
     "asinh": Primitive(_SMOOTH),
     "acosh": Primitive(_SMOOTH),
     "atanh": Primitive(_SMOOTH),
-    "sqrt": Primitive(_SMOOTH, bounds=intervals.positive),
+    "sqrt": Primitive(_SMOOTH, bounds=intervals.root),
     "rsqrt": Primitive(_SMOOTH, bounds=intervals.positive),
     "cbrt": Primitive(_SMOOTH),
     "square": Primitive(_SMOOTH, bounds=intervals.positive),

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrp_jax.core import compat, graph, trace
+from lrp_jax.core import compat, flatten, graph
 from lrp_jax.core.graph import Op, Value
 from lrp_jax.core.primitives import Trait
-from lrp_jax.lowering import winograd
+from lrp_jax.lowering import hoist, winograd
 
 _FEW = 16
 """With this number of output features or fewer, a convolution with twice as many takes almost the same time."""
@@ -55,8 +55,8 @@ def split(
         known, others: arrays or `jax.ShapeDtypeStruct`s of the arguments.
         lighter: whether, on CPUs, wide 3x3 convolutions use fewer multiplications (`winograd`).
     """
-    inputs, ops, results, tree = trace.operations(fn, known, *others)
-    ops = _convolved_once(ops)
+    inputs, ops, results, tree = flatten.operations(fn, known, *others)
+    ops = hoist.out_of_loops(_convolved_once(ops), inputs[: len(jax.tree.leaves(known))], _divided)
     if lighter and jax.default_backend() == "cpu":
         ops = winograd.with_fewer_multiplications(ops)
     given, rest = inputs[: (count := len(jax.tree.leaves(known)))], inputs[count:]
@@ -94,7 +94,7 @@ def _convolved_once(ops: list[Op]) -> list[Op]:
         if op.name == "broadcast_in_dim":
             filled[op.output] = op
         if op.name == "conv_general_dilated" and (maker := filled.get(op.inputs[0])) and _are_equal(maker, op):
-            trace.substitute(done, functools.partial(_convolve_one, op), op.inputs, op)
+            flatten.substitute(done, functools.partial(_convolve_one, op), op.inputs, op)
         else:
             done.append(op)
     return done
@@ -160,15 +160,15 @@ def _with_joined_kernels(early: list[Op], late: list[Op]) -> list[Op]:
             done.append(op)
         elif op is groups[op][0]:
             numbers = op.eqn.params["dimension_numbers"]
-            (kernel,) = trace.append(early, lambda *k, n=numbers: jnp.concatenate(k, n.rhs_spec[0]), kernels, op)
-            (z,) = trace.append(done, op.of, [op.inputs[0], kernel], op)
+            (kernel,) = flatten.append(early, lambda *k, n=numbers: jnp.concatenate(k, n.rhs_spec[0]), kernels, op)
+            (z,) = flatten.append(done, op.of, [op.inputs[0], kernel], op)
             size = op.output.aval.shape[numbers.out_spec[1]]
             for each in groups[op]:
                 start = size * kernels.index(each.inputs[1])
                 part = functools.partial(
                     jax.lax.slice_in_dim, start_index=start, limit_index=start + size, axis=numbers.out_spec[1]
                 )
-                trace.substitute(done, part, [z], each)
+                flatten.substitute(done, part, [z], each)
     return done
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrp_jax.core import trace
+from lrp_jax.core import flatten
 from lrp_jax.core.graph import Op, Value
 
 
@@ -29,8 +29,8 @@ def with_fewer_multiplications(ops: Iterable[Op]) -> list[Op]:
             x, kernel = op.inputs
             filtering, convolution = halves(op.eqn.params)
             if (key := (kernel, op.eqn.params["dimension_numbers"].rhs_spec)) not in filters:
-                filters[key] = trace.append(done, filtering, [kernel], op)
-            trace.substitute(done, convolution, [x, *filters[key]], op)
+                filters[key] = flatten.append(done, filtering, [kernel], op)
+            flatten.substitute(done, convolution, [x, *filters[key]], op)
         else:
             done.append(op)
     return done

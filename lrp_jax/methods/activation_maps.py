@@ -86,7 +86,7 @@ def _at_layer(
     """Makes the explainer from `attribute(A, dy/dA, positions)`. A is the output of a layer, with channels last."""
 
     def of_seeds(function, x, others, seeds):
-        plan = make_plan(trace(function, x, others), GRADIENT)
+        plan = make_plan(trace(function, x, others, unroll=True), GRADIENT)
         batch = seeds.ndim - 2
         step, channels = _find(plan, layer, batch, axis)
         if linear:

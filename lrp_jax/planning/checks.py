@@ -1,12 +1,13 @@
 """Errors and warnings for functions and composites that LRP cannot explain."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
-from lrp_jax.core.graph import Graph, Op
+from lrp_jax.core.graph import Graph, Loop, Op, Value, distinct
 from lrp_jax.core.primitives import Trait
 from lrp_jax.planning import integers
 from lrp_jax.recognize import Step, transforms
+from lrp_jax.rules.base import PRODUCTS
 from lrp_jax.rules.kinds import WEIGHTED, is_move, kind_of, suited
 from lrp_jax.rules.nonlinear import Pass
 
@@ -28,8 +29,27 @@ def check_graph(graph: Graph) -> None:
         UncoveredOpError: relevance has to pass an operation that cannot have a rule.
         ValueError: the output does not depend on the explained argument.
     """
-    passing = _passing(graph)
+    _check_operations(graph, {graph.output})
+    if not graph.output.live:
+        raise ValueError(
+            "the output does not depend on the explained argument, or only through decisions such as argmax and "
+            "comparisons, so it has no relevance; check argnums, and whether the function uses stop_gradient."
+        )
+
+
+def _check_operations(graph: Graph, results: Collection[Value]) -> None:
+    """Raises UncoveredOpError if relevance has to pass an operation that cannot have a rule.
+
+    Args:
+        graph: the graph, or the body of a loop.
+        results: its results through which relevance may come.
+    """
+    passing, needed = _passing(graph, results)
     for op in passing:
+        if op.loop:
+            _, wanted = _passing_in_loop(op, op.loop, needed)
+            _check_operations(op.loop.body, set(_chosen(op.loop.body.results, wanted)))
+            continue
         if op.course_depends_on_input and op.has(Trait.WHILE):
             raise UncoveredOpError(
                 f"LRP cannot pass the `while` at {op.line}, because its number of iterations is not known when it is"
@@ -57,21 +77,31 @@ def check_graph(graph: Graph) -> None:
                 " real inputs and outputs and a custom rule (lrp_jax.custom_rule), or make it constant with"
                 " jax.lax.stop_gradient." + _WRAPPER
             )
-    if not graph.output.live:
-        raise ValueError(
-            "the output does not depend on the explained argument, or only through decisions such as argmax and "
-            "comparisons, so it has no relevance; check argnums, and whether the function uses stop_gradient."
-        )
 
 
-def _passing(graph: Graph) -> list[Op]:
-    """The operations from which the output can be reached without a `stop_gradient`, in order."""
-    needed, passing = {graph.output}, []
+def _passing(graph: Graph, results: Collection[Value]) -> tuple[list[Op], set[Value]]:
+    """The operations from which the results can be reached without a `stop_gradient`, in order, and their operands."""
+    needed, passing = set(results), []
     for op in reversed(graph.ops):
         if not needed.isdisjoint(op.outputs) and op.name != "stop_gradient":
-            needed.update(op.inputs)
+            needed.update(_chosen(op.inputs, _passing_in_loop(op, op.loop, needed)[0]) if op.loop else op.inputs)
             passing.append(op)
-    return passing[::-1]
+    return passing[::-1], needed
+
+
+def _passing_in_loop(op: Op, loop: Loop, needed: Collection[Value]) -> tuple[list[bool], list[bool]]:
+    """The inputs and results of the body of a loop from which needed values can be reached in any iteration."""
+    body = loop.body
+
+    def through(flags):
+        _, inside = _passing(body, _chosen(body.results, flags))
+        return [v in inside for v in body.inputs]
+
+    return loop.backward([v in needed for v in op.outputs], through)
+
+
+def _chosen(values: Sequence[Value], flags: Iterable[bool]) -> list[Value]:
+    return [v for v, flag in zip(values, flags, strict=True) if flag]
 
 
 _HINTS = {
@@ -104,6 +134,31 @@ def check_rule(step: Step) -> None:
         raise ValueError(f"{rule} does not fit {where}; it is a rule for {', '.join(suited(rule))}.")
     if isinstance(rule, Pass) and step.in_shapes != [step.out_shape]:
         raise ValueError(f"{rule} does not fit {where}: input and output must have the same shape.")
+
+
+def check_association(graph: Graph, steps: Sequence[Step]) -> None:
+    """Raises if relevance passes products of neighbours, as in `jax.lax.associative_scan`.
+
+    With rules that divide the relevance of a product among its factors, the relevance of a chain of factors depends on
+    the order of the products.
+
+    Raises:
+        UncoveredOpError: relevance passes such a product.
+    """
+    for step in steps:
+        if step.body:
+            check_association(step.body.graph, step.body.steps)
+            continue
+        makers = [graph.maker.get(value) for value in step.inputs]
+        slices = [op for op in makers if op and op.name == "slice" and 2 in (op.eqn.params["strides"] or ())]
+        neighbours = len(slices) == 2 and slices[0].inputs[0] is slices[1].inputs[0]
+        if PRODUCTS in kind_of(step.kind).families and step.op == "mul" and neighbours:
+            raise UncoveredOpError(
+                f"relevance has to pass products of neighbours at {step.line}, as in jax.lax.associative_scan. With"
+                f" {step.rule} it depends on the order of these products. Write the recurrence as a jax.lax.scan, give"
+                ' its gates a rule that treats them as constant (composite + [(kind("gate"), SignalTakesAll())]), or'
+                " make its factors constant with jax.lax.stop_gradient."
+            )
 
 
 def check_end(steps: Sequence[Step], *, for_any_shift: bool) -> None:
@@ -149,7 +204,7 @@ def warn_of_batch_statistics(graph: Graph, steps: Sequence[Step]) -> None:
 
 def warn_of_closed_over_matrices(graph: Graph) -> None:
     """Warns if most matrices are no layers, because they are closed over while other weights are arguments."""
-    if (fixed := graph.distinct(graph.closed_over)) > graph.distinct(graph.weights):
+    if (fixed := distinct(graph.closed_over)) > distinct(graph.weights):
         warnings.warn(
             f"{fixed} matrices are taken as constant, not as layers with weights, because the function closes over them"
             " and other weights are arguments. If they are weights, pass them as arguments too, or name them with"

@@ -29,9 +29,9 @@ def used_as_number(graph: Graph) -> Op | None:
         found = next((from_live[v] for v in _as_numbers(op) if v in from_live), None)
         reached = op if any(v.reached for v in _as_numbers(op)) else None
         for value in op.outputs:
-            if found and value in numbers and _is_number(value):
+            if found and value in numbers and _is_number(value) and not op.loop:
                 return found
-            if (maker := reached or found) and not value.reached and value.aval.dtype != bool:
+            if (maker := reached or found) and _is_decided(value):
                 from_live[value] = maker
     return None
 
@@ -39,6 +39,11 @@ def used_as_number(graph: Graph) -> Op | None:
 def _decides(op: Op) -> bool:
     """Whether an operation is a decision, and not a logical operation on the bits of integers."""
     return op.has(Trait.DECISION) and (op.name == "stop_gradient" or op.output.aval.dtype == bool)
+
+
+def _is_decided(value: Value) -> bool:
+    """Whether a value is no boolean and depends on the explained input only through decisions."""
+    return value.influenced and not value.reached and value.aval.dtype != bool
 
 
 def _is_number(value: Value) -> bool:
@@ -54,7 +59,7 @@ def _as_numbers(op: Op) -> list[Value]:
 
 def _numbers(graph: Graph) -> set[Value]:
     """The values from which the output is computed, except through decisions."""
-    numbers = {graph.output}
+    numbers = set(graph.results)
     for op in reversed(graph.ops):
         if not numbers.isdisjoint(op.outputs) and not _decides(op):
             numbers.update(_as_numbers(op))

@@ -17,12 +17,13 @@ def named(steps: Sequence[Step]) -> list[Step]:
     The name of a layer is the key path of its weight, or the parent of this path (`conv1`) if no other weight has the
     same parent. The name of another step is its kind and a number. Steps that only move values have no name.
     """
-    parents = Counter(_parent(path) for path in {s.path for s in steps if s.path})
+    paths = [str(step.path) for step in steps]
+    parents = Counter(_parent(path) for path in {path for path in paths if path})
     used, numbers = Counter([OUTPUT]), Counter()
     names = []
-    for step in steps:
-        parent = _parent(step.path)
-        name = step.name or (parent if parent and parents[parent] == 1 and parent != OUTPUT else step.path)
+    for step, path in zip(steps, paths, strict=True):
+        parent = _parent(path)
+        name = step.name or (parent if parent and parents[parent] == 1 and parent != OUTPUT else path)
         if name:
             used[name] += 1
             name = name if used[name] == 1 else f"{name}#{used[name]}"

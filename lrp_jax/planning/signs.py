@@ -1,6 +1,6 @@
 """Finds values whose relevance is 0 at some elements for all inputs. Rules can then take cheaper forms."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from lrp_jax.core.graph import Graph, Op, Value
 from lrp_jax.core.primitives import Trait
@@ -9,10 +9,16 @@ from lrp_jax.rules.kinds import is_move
 from lrp_jax.rules.nonlinear import Pass, Route
 
 
-def relevant_above_zero(graph: Graph, steps: Sequence[Step]) -> set[Value]:
-    """The live values whose relevance is always 0 where they are 0 or negative. Only ReLUs read them."""
-    no_relevance_at_zero = _irrelevant_at_zero(graph, steps)
-    cut: dict[Value, bool] = {graph.output: False}
+def relevant_above_zero(graph: Graph, steps: Sequence[Step], unsure: Collection[Value]) -> set[Value]:
+    """The live values whose relevance is always 0 where they are 0 or negative. Only ReLUs read them.
+
+    Args:
+        graph: the graph.
+        steps: its steps.
+        unsure: the results of the graph that may have relevance where they are 0.
+    """
+    no_relevance_at_zero = _live(graph) - relevant_at_zero(steps, unsure)
+    cut: dict[Value, bool] = dict.fromkeys(graph.results, False)
     for step in steps:
         through = isinstance(step.rule, Pass) and _is_zero_below(step)
         through = through and no_relevance_at_zero.issuperset(step.outputs)
@@ -21,20 +27,43 @@ def relevant_above_zero(graph: Graph, steps: Sequence[Step]) -> set[Value]:
     return {value for value, always in cut.items() if always}
 
 
-def _irrelevant_at_zero(graph: Graph, steps: Sequence[Step]) -> set[Value]:
-    """The live values whose relevance is always 0 where they are 0.
+def relevant_at_zero(steps: Sequence[Step], unsure: Collection[Value]) -> set[Value]:
+    """The values that may have relevance where they are 0, because of these steps and of `unsure`, values after them.
 
-    These are the inputs of multiplicative rules. If the output of a step has the property, and the step moves values or
-    is an activation like ReLU, then its inputs have it too.
+    The inputs of multiplicative rules have none. If the output of a step has none, and the step moves values or is an
+    activation like ReLU, then its inputs have none.
     """
-    unsure = {graph.output}
+    unsure = set(unsure)
     for step in reversed(steps):
+        if step.body:
+            unsure.update(_chosen(step.end.inputs, in_loop(step, unsure)[0]))
+            continue
         moved = isinstance(step.rule, Route) and (is_move(step.kind) or step.kind in Route.fits)
         kept = moved or (isinstance(step.rule, Pass) and _is_zero_below(step))
         multiplicative = step.rule is not None and step.rule.multiplicative
         if not (multiplicative or (kept and unsure.isdisjoint(step.outputs))):
             unsure.update(step.inputs)
-    return {v for op in graph.ops for v in (*op.inputs, *op.outputs) if v.live} - unsure
+    return unsure
+
+
+def in_loop(step: Step, unsure: Collection[Value]) -> tuple[list[bool], list[bool]]:
+    """Which inputs and which results of the body of a loop may have relevance where they are 0, in any iteration."""
+    loop, body = step.end.loop, step.body
+
+    def through(flags):
+        found = relevant_at_zero(body.steps, _chosen(body.graph.results, flags))
+        return [v in found for v in body.graph.inputs]
+
+    assert loop
+    return loop.backward([v in unsure for v in step.outputs], through)
+
+
+def _chosen(values: Iterable[Value], flags: Iterable[bool]) -> list[Value]:
+    return [v for v, flag in zip(values, flags, strict=True) if flag]
+
+
+def _live(graph: Graph) -> set[Value]:
+    return {v for op in graph.ops for v in (*op.inputs, *op.outputs) if v.live}
 
 
 def _is_zero_below(step: Step) -> bool:

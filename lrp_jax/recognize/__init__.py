@@ -1,15 +1,15 @@
 """From operations to steps: layers with their weights and biases, activations, and operations that move values."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Set
+from collections.abc import Callable, Collection, Mapping, Set
 
-from lrp_jax.core.graph import Graph, Op, Value
+from lrp_jax.core.graph import Graph, Loop, Op, Value
 from lrp_jax.core.intervals import Interval
 from lrp_jax.core.mark import mark_of
 from lrp_jax.core.primitives import Trait
 from lrp_jax.recognize import affine, contractions, pools, products, quotients, sums, transforms
 from lrp_jax.recognize.activations import activations
-from lrp_jax.recognize.bounds import bounds_of
+from lrp_jax.recognize.bounds import bounds_of, in_loop, interval_of
 from lrp_jax.recognize.normalizations import Join, joins
 from lrp_jax.recognize.notation import in_one_notation
 from lrp_jax.recognize.soft_maxima import soft_maxima
@@ -23,10 +23,12 @@ class Recognized:
     """The result of `recognize`.
 
     Attributes:
+        graph: the graph.
         steps: in the order of the forward pass, without names.
         bounds: the interval of each value for which one is known.
     """
 
+    graph: Graph
     steps: list[Step]
     bounds: dict[Value, Interval]
 
@@ -40,21 +42,26 @@ class _Search:
         taken: the operations that are already part of a step.
         gates: the values that may be gates.
         merge: as for `recognize`.
+        softmaxes: the outputs of softmaxes.
+        bounds: the interval of each value for which one is known.
     """
 
     graph: Graph
     taken: Set[Op]
     gates: products.Gates
     merge: bool
+    softmaxes: Set[Value]
+    bounds: dict[Value, Interval]
 
 
-def recognize(graph: Graph, *, merge: bool = True) -> Recognized:
+def recognize(graph: Graph, *, merge: bool = True, given: Mapping[Value, Interval] | None = None) -> Recognized:
     """The steps of a graph. Each live operation that relevance passes is part of one step.
 
     Args:
         graph: the graph.
         merge: whether constants by which each feature is multiplied, or that are added to it, are merged into the
             contraction beside them, as an evaluated BatchNorm.
+        given: the intervals of inputs, for the body of a loop.
     """
     joined = joins(graph)
     joined += soft_maxima(graph, joined)
@@ -63,16 +70,19 @@ def recognize(graph: Graph, *, merge: bool = True) -> Recognized:
     steps = {step.end: step for step in (*activated, *map(_join_step, joined))}
     taken = {op for step in activated for op in step.ops} | {join.end for join in joined}
     softmaxes = {join.end.output for join in joined if join.is_share}
-    softmaxes |= quotients.shares(graph, joined, bounds_of(graph, softmaxes))
-    bounds = bounds_of(graph, softmaxes)
-    search = _Search(graph, taken, products.gates(graph, softmaxes, bounds), merge)
+    softmaxes |= {
+        join.end.output for body in graph.nested if body is not graph for join in joins(body) if join.is_share
+    }
+    softmaxes |= quotients.shares(graph, joined, bounds_of(graph, softmaxes, given))
+    bounds = bounds_of(graph, softmaxes, given)
+    search = _Search(graph, taken, products.gates(graph, softmaxes, bounds), merge, softmaxes, bounds)
     for op in graph.ops:
         if op.live and op not in taken and not all(map(transforms.is_complex, op.outputs)):
             step = _step(op, search)
             steps[step.end] = step
             taken.update(step.ops)
     ordered = [steps[op] for op in graph.ops if op in steps]
-    return Recognized(contractions.merged_with_previous(graph, ordered) if merge else ordered, bounds)
+    return Recognized(graph, contractions.merged_with_previous(graph, ordered) if merge else ordered, bounds)
 
 
 def _activation_steps(graph: Graph, joined: Collection[Join]) -> list[Step]:
@@ -143,8 +153,18 @@ def _step(op: Op, search: _Search) -> Step:
         return custom(op, mark)
     if transforms.is_through_complex(op):
         return transforms.through_complex(search.graph, op)
+    if op.loop:
+        return _loop_step(op, op.loop, search)
     recognizer = _RECOGNIZERS.get(op.name)
     return (recognizer and recognizer(op, search)) or _of_each_element(op) or single(op)
+
+
+def _loop_step(op: Op, loop: Loop, search: _Search) -> Step:
+    """A loop as a step, with the steps of its body."""
+    operands = [interval_of(v, search.bounds) for v in op.inputs]
+    intervals, _ = in_loop(loop, operands, search.softmaxes)
+    body = recognize(loop.body, merge=search.merge, given=dict(zip(loop.body.inputs, intervals, strict=True)))
+    return Step("loop", op.name, [op], op.live_inputs, *function_of([op], op.live_inputs), body=body)
 
 
 def _of_each_element(op: Op) -> Step | None:

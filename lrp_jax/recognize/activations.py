@@ -60,7 +60,7 @@ def _sources(graph: Graph, ends: Collection[Op]) -> dict[Value, Value]:
 
 def _exits(graph: Graph, source: dict[Value, Value]) -> set[Value]:
     """The values at which regions end. Regions with several inputs are divided."""
-    exits = {v for v in source if v is graph.output or any(_outside(op, v, source) for op in graph.users.get(v, []))}
+    exits = {v for v in source if v in graph.results or any(_outside(op, v, source) for op in graph.users.get(v, []))}
     while joined := _joined_at_their_end(graph, exits, source):
         exits |= joined
     return exits

@@ -2,10 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from lrp_jax.core import intervals
-from lrp_jax.core.graph import Graph, Op, Value
+from lrp_jax.core.graph import Graph, Loop, Op, Value
 from lrp_jax.core.intervals import ANY, Interval
 from lrp_jax.core.primitives import Trait
 
@@ -13,28 +13,60 @@ _DEEPEST = 4
 """Choices inside more choices than this are not followed."""
 
 
-def bounds_of(graph: Graph, softmaxes: Collection[Value]) -> dict[Value, Interval]:
+def bounds_of(
+    graph: Graph, softmaxes: Collection[Value], given: Mapping[Value, Interval] | None = None
+) -> dict[Value, Interval]:
     """The interval of each value for which one is known.
 
     Args:
         graph: the graph.
-        softmaxes: the outputs of softmaxes, which lie between 0 and 1.
+        softmaxes: the outputs of softmaxes, in bodies of loops too. They lie between 0 and 1.
+        given: the intervals of inputs.
     """
-    known: dict[Value, Interval] = dict.fromkeys(softmaxes, (0.0, 1.0))
-
-    def bounds(value: Value) -> Interval:
-        number = value.number
-        return (number, number) if number is not None and not math.isnan(number) else known.get(value, ANY)
-
+    known: dict[Value, Interval] = dict(given or {}) | dict.fromkeys(softmaxes, (0.0, 1.0))
+    bounds = lambda value: interval_of(value, known)
     for op in graph.ops:
-        if op.name == "select_n":
-            interval = _Branch(graph, bounds).of_choice(op)
+        operands = [interval_of(v, known) for v in op.inputs]
+        if op.loop:
+            _, found = in_loop(op.loop, operands, softmaxes)
         else:
-            interval = op.row.bounds(op, [bounds(v) for v in op.inputs])
-        for value in op.outputs:
-            if value not in known and interval != ANY and value.aval.dtype == op.output.aval.dtype:
+            interval = _Branch(graph, bounds).of_choice(op) if op.name == "select_n" else op.row.bounds(op, operands)
+            found = [interval if v.aval.dtype == op.output.aval.dtype else ANY for v in op.outputs]
+        for value, interval in zip(op.outputs, found, strict=True):
+            if value not in known and interval != ANY:
                 known[value] = interval
     return known
+
+
+def in_loop(
+    loop: Loop, operands: Sequence[Interval], softmaxes: Collection[Value]
+) -> tuple[list[Interval], list[Interval]]:
+    """The intervals of the inputs and of the results of the body of a loop, in all iterations."""
+    body = loop.body
+
+    def through(intervals):
+        known = bounds_of(body, softmaxes, dict(zip(body.inputs, intervals, strict=True)))
+        return [interval_of(value, known) for value in body.results]
+
+    return loop.forward(operands, through, _widened)
+
+
+def interval_of(value: Value, known: Mapping[Value, Interval]) -> Interval:
+    """The interval of a value, from its number or from the known intervals."""
+    if value.numbers is not None:
+        return float(value.numbers.each.min()), float(value.numbers.each.max())
+    number = value.number
+    return (number, number) if number is not None and not math.isnan(number) else known.get(value, ANY)
+
+
+def _widened(one: Interval, other: Interval) -> Interval:
+    """An interval that contains both. An end that moves goes to 0 or to infinity, so that it moves at most twice."""
+    (low, high), (other_low, other_high) = one, other
+    if other_low < low:
+        low = 0.0 if other_low >= 0 else -math.inf
+    if other_high > high:
+        high = 0.0 if other_high <= 0 else math.inf
+    return low, high
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ def weighted(graph: Graph, op: Op, kind: str, taken: Set[Op], merge: bool) -> St
     if not len(op.live_inputs) == len(op.constant_inputs) == 1:
         return None
     (x,), (weight,) = op.live_inputs, op.constant_inputs
-    if weight not in graph.weights:
+    if not weight.weight:
         fixed = lambda a, params: op.of(*(a if v is x else params[0] for v in op.inputs))
         return Step("constant_map", op.name, [op], [x], fixed, lambda read: (read(weight), None))
     ops, axes = followers(graph, op, taken, merge, _result_axes(op, weight))
@@ -44,7 +44,7 @@ def weighted(graph: Graph, op: Op, kind: str, taken: Set[Op], merge: bool) -> St
         along = lambda op, factor: _laid_along(factor, axes[op], weight.aval.ndim)
         return folded(ops, read, read(weight), None, along)
 
-    return Step(kind, op.name, [op, *ops], [x], layer, params, path=weight.path, weight=graph.origin(weight))
+    return Step(kind, op.name, [op, *ops], [x], layer, params, path=weight.path, weight=weight.identity)
 
 
 def followers(graph: Graph, op: Op, taken: Set[Op], merge: bool, axes: Axes) -> tuple[list[Op], dict[Op, Axes]]:

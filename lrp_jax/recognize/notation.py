@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 
-from lrp_jax.core import compat, trace
+from lrp_jax.core import compat, flatten, liveness
 from lrp_jax.core.graph import Graph, Op, Value
 from lrp_jax.core.primitives import Trait
 from lrp_jax.recognize.bounds import bounds_of
@@ -22,19 +22,28 @@ _Rewrite = tuple[Callable, list[Value]]
 
 
 def in_one_notation(graph: Graph) -> Graph:
-    """The graph, with the operations that this module rewrites."""
+    """The graph, with the operations that this module rewrites, in bodies of loops too."""
+    rewritten = _rewritten(graph)
+    if rewritten is not graph:
+        liveness.mark_layers(rewritten)
+    return rewritten
+
+
+def _rewritten(graph: Graph) -> Graph:
     ops: list[Op] = []
     for op in graph.ops:
+        if op.loop and (body := _rewritten(op.loop.body)) is not op.loop.body:
+            op = dataclasses.replace(op, loop=dataclasses.replace(op.loop, body=body))
         find = _REWRITES.get(op.name)
         if find is None or not op.live or (rewrite := find(graph, op)) is None:
             ops.append(op)
             continue
         before = len(ops)
         with compat.under_source_of(op.eqn):
-            trace.substitute(ops, *rewrite, op)
+            flatten.substitute(ops, *rewrite, op)
         for value in (v for new in ops[before:] for v in new.outputs):
             value.live = value.reached
-    return graph if ops == graph.ops else dataclasses.replace(graph, ops=trace.needed(ops, graph.output))
+    return graph if ops == graph.ops else dataclasses.replace(graph, ops=liveness.needed(ops, graph.results))
 
 
 @dataclasses.dataclass(frozen=True)

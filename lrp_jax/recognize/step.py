@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lrp_jax.core.by_iteration import ByIteration
 from lrp_jax.core.graph import Op, Value, evaluate
 from lrp_jax.core.mark import Mark
 from lrp_jax.rules.base import Rule
@@ -33,6 +34,8 @@ class Step:
         name: its name in the plan. Steps that only move values have none.
         rule: its rule.
         guarded: whether it may compute NaN in places that get no relevance.
+        body: for a loop, the steps of its body: a `Recognized`, and in a plan a `Plan`.
+        written: the values that it writes, if these are not the outputs of its last operation.
     """
 
     kind: str
@@ -41,11 +44,13 @@ class Step:
     inputs: Sequence[Value]
     layer: Callable[[Any, Any], Any]
     params: Callable[[Read], Any]
-    path: str = ""
+    path: str | ByIteration = ""
     weight: Hashable = None
     name: str = ""
     rule: Rule | None = None
     guarded: bool = False
+    body: Any = None
+    written: Sequence[Value] = ()
 
     @property
     def end(self) -> Op:
@@ -53,8 +58,8 @@ class Step:
         return self.ops[-1]
 
     @property
-    def outputs(self) -> list[Value]:
-        return self.end.outputs
+    def outputs(self) -> Sequence[Value]:
+        return self.written or self.end.outputs
 
     @property
     def in_shapes(self) -> list[tuple[int, ...]]:

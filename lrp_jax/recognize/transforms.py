@@ -65,7 +65,7 @@ def weighted(graph: Graph, op: Op, taken: Set[Op]) -> Step | None:
         return None
     (x,), (weight,) = op.live_inputs, weights
     places = [v for v in op.constant_inputs if v is not weight]
-    is_layer = weight in graph.weights
+    is_layer = weight.weight
     after, _ = followers(graph, op, taken, False, {}) if is_layer else ([], {})
     moves, bias = (after[:-1], after[-1].constant_inputs[0]) if after else ([], None)
 
@@ -81,4 +81,4 @@ def weighted(graph: Graph, op: Op, taken: Set[Op]) -> Step | None:
         return tuple(map(read, [weight, *places])), None if bias is None else read(bias)
 
     kind, path = ("dense", weight.path) if is_layer else ("constant_map", "")
-    return Step(kind, op.name, [op, *after], [x], layer, params, path=path, weight=graph.origin(weight))
+    return Step(kind, op.name, [op, *after], [x], layer, params, path=path, weight=weight.identity)

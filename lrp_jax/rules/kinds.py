@@ -1,6 +1,7 @@
 """The table of the kinds of steps: their meaning, families, and rule without a composite."""
 
 import dataclasses
+import functools
 
 from lrp_jax.core import primitives
 from lrp_jax.rules.base import FIXED, GATED, LINEAR, MOVES, POOLS, PRODUCTS, SUMS, Rule
@@ -75,6 +76,7 @@ LAYERS = (*kinds_in(LINEAR, FIXED), "max_pool")
 """The kinds of layers whose relevance `layers=True` returns: linear ones and max-pools."""
 
 
+@functools.cache
 def kind_of(name: str) -> Kind:
     """The row of a kind. Primitives that move values, and those without a rule, are kinds that are not in the table."""
     if name in KINDS:

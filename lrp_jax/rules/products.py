@@ -24,11 +24,8 @@ class Uniform(Rule):
     multiplicative: ClassVar[bool] = True
 
     def __call__(self, layer: Layer, a: Any, params: Any, R: jax.Array) -> Any:
-        def of_one(i):  # the layer is linear in one factor if the other is constant
-            linear = lambda x, _: layer([x if i == j else other for j, other in enumerate(a)], params)
-            return four_steps(linear, [(a[i], ())], R / len(a), self.eps)
-
-        return [of_one(i) for i in range(len(a))]
+        # the vector-Jacobian product is that of each factor, while the other one is constant
+        return [R_in / len(a) for R_in in four_steps(layer, [(a, params)], R, self.eps)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +45,5 @@ class SignalTakesAll(Rule):
     multiplicative: ClassVar[bool] = True
 
     def __call__(self, layer: Layer, a: Any, params: Any, R: jax.Array) -> Any:
-        signal, gate = a
-        linear = lambda x, gate: layer([x, gate], params)
-        return [four_steps(linear, [(signal, gate)], R, self.eps), jnp.zeros_like(gate)]
+        R_signal, _ = four_steps(layer, [(a, params)], R, self.eps)
+        return [R_signal, jnp.zeros_like(a[1])]
