@@ -45,7 +45,7 @@ def test_ledger_balances_and_eager_equals_compiled(name):
     fn, params, x = network.fn, network.params, network.x
     logits = jax.jit(fn)(params, x)
     plan = lrp_jax.plan(fn, rules.Epsilon())(params, x)
-    found = [step.kind for step in plan.steps if not is_move(step.kind)]
+    found = [receiver.step.kind for receiver in plan.receivers if not is_move(receiver.step.kind)]
     if expected := KINDS.get(name):
         assert {kind: found.count(kind) for kind in found} == expected
     ledger = lrp_jax.conservation(fn, rules.Epsilon())(params, x)
