@@ -218,6 +218,18 @@ def test_rows_of_slices_have_the_names_of_the_whole():
     assert names == ["in", "ws[2]", "ws[3]", "ws[4]", "ws[5]", "ws[3]#2", "ws[4]#2", "o"]
 
 
+def test_counters_of_loops_in_loops_name_rows():
+    def fn(p, x):
+        def outer(i, h):
+            return jax.lax.fori_loop(0, 2, lambda j, h: jax.nn.relu(h @ p["nested"][i][j]), h)
+
+        return jax.lax.fori_loop(0, 3, outer, x[0] @ p["in"]) @ p["o"]
+
+    plans = [lrp_jax.plan(fn, rules.Zero(), unroll=unroll)(P, X) for unroll in (False, True)]
+    names = [[r.name for r in plan.receivers if r.step.kind == "dense"] for plan in plans]
+    assert names[0] == names[1] == ["in", *(f"nested[{i}][{j}]" for i in range(3) for j in range(2)), "o"]
+
+
 def test_bounds_hold_in_all_iterations():
     def fn(p, x):
         return jax.lax.scan(lambda h, w: (jax.nn.relu(h @ w), None), jax.nn.relu(x[0] @ p["in"]), p["ws"])[0] @ p["o"]

@@ -36,9 +36,9 @@ def at(value: Any, iteration: Sequence[int]) -> Any:
     return value.each[tuple(min(i, n - 1) for i, n in zip(iteration, shape, strict=False))]
 
 
-def rows(count: int, depth: int, *, first: int = 0, reverse: bool = False) -> ByIteration:
+def rows(count: int, depth: int, *, reverse: bool = False) -> ByIteration:
     """The index of the row that each iteration of a loop inside `depth` other loops takes."""
-    index = first + np.arange(count)[:: -1 if reverse else 1]
+    index = np.arange(count)[:: -1 if reverse else 1]
     return ByIteration(index.reshape((1,) * depth + (count,)))
 
 

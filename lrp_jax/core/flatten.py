@@ -106,7 +106,7 @@ def _loop(eqn: compat.JaxprEqn, operands: Sequence[Value], calls: tuple[Call, ..
 
     flags, _ = loop.forward(start, through, _Flags.joined)
     graph = body(flags, {})
-    if known := _known_of_carry(loop, graph, operands):
+    if known := _known_of_carry(loop, graph, operands, depth):
         graph = body(flags, known)
     changed = [flag[:2] for flag in flags] != [flag[:2] for flag in start]
     return dataclasses.replace(loop, body=graph, cuts=_first_cuts(loop, start, through) if changed else ())
@@ -129,7 +129,7 @@ def _unchanged(value: Value) -> dict[str, Any]:
     return {name: getattr(value, name) for name in names}
 
 
-def _known_of_carry(loop: Loop, body: Graph, operands: Sequence[Value]) -> dict[int, dict[str, Any]]:
+def _known_of_carry(loop: Loop, body: Graph, operands: Sequence[Value], depth: int) -> dict[int, dict[str, Any]]:
     """What is known of carried values, by their position: those that do not change, and counters."""
     maker = body.maker
     known = {}
@@ -142,7 +142,6 @@ def _known_of_carry(loop: Loop, body: Graph, operands: Sequence[Value]) -> dict[
         elif op and op.name == "add" and value in op.inputs and start is not None and value.aval.shape == ():
             step = next((v.number for v in op.inputs if v is not value), None)
             if step is not None:
-                depth = before.numbers.each.ndim if before.numbers else 0
                 known[position] = {"numbers": by_iteration.rows(loop.length, depth) * step + start}
     return known
 

@@ -320,6 +320,11 @@ class Graph:
         return given, {v for v in operands if v.closed_over} - given
 
 
+def chosen(values: Iterable[Value], flags: Iterable[bool]) -> list[Value]:
+    """The values whose flag is true."""
+    return [v for v, flag in zip(values, flags, strict=True) if flag]
+
+
 def distinct(values: Iterable[Value]) -> int:
     """How many of these constant values are computed in different ways."""
     return len({v.identity for v in values})

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Hashable, Iterable, Sequence
 
-from lrp_jax.core.graph import Graph, Loop, Op, Value
+from lrp_jax.core.graph import Graph, Loop, Op, Value, chosen
 
 
 def needed(ops: Sequence[Op], results: Iterable[Value]) -> list[Op]:
@@ -27,20 +27,16 @@ def _reduced(op: Op, loop: Loop, wanted: set[Value]) -> Op:
     body = loop.body
 
     def through(flags):
-        _, values = _needed(body.ops, _chosen(body.results, flags))
+        _, values = _needed(body.ops, chosen(body.results, flags))
         return [v in values for v in body.inputs]
 
     inputs, results = loop.backward([v in wanted for v in op.outputs], through)
     constants, _, rows = loop.parts(inputs)
     inputs = [*constants, *results[: loop.carried], *rows]
-    outputs = _chosen(body.results, results)
-    graph = Graph(_chosen(body.inputs, inputs), [], needed(body.ops, outputs), outputs)
+    outputs = chosen(body.results, results)
+    graph = Graph(chosen(body.inputs, inputs), [], needed(body.ops, outputs), outputs)
     loop = dataclasses.replace(loop, body=graph, constants=sum(constants), carried=sum(results[: loop.carried]))
-    return dataclasses.replace(op, inputs=_chosen(op.inputs, inputs), outputs=_chosen(op.outputs, results), loop=loop)
-
-
-def _chosen(values: Sequence[Value], flags: Iterable[bool]) -> list[Value]:
-    return [v for v, flag in zip(values, flags, strict=True) if flag]
+    return dataclasses.replace(op, inputs=chosen(op.inputs, inputs), outputs=chosen(op.outputs, results), loop=loop)
 
 
 def mark_live(graph: Graph, results: Iterable[Value]) -> None:
@@ -59,11 +55,11 @@ def _relevant_operands(op: Op, loop: Loop, passes: list[bool]) -> list[Value]:
     body = loop.body
 
     def through(flags):
-        mark_live(body, _chosen(body.results, flags))
+        mark_live(body, chosen(body.results, flags))
         return [v.live for v in body.inputs]
 
     inputs, _ = loop.backward(passes, through)
-    return _chosen(op.inputs, inputs)
+    return chosen(op.inputs, inputs)
 
 
 def mark_layers(graph: Graph) -> None:

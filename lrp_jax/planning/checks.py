@@ -1,9 +1,9 @@
 """Errors and warnings for functions and composites that LRP cannot explain."""
 
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
-from lrp_jax.core.graph import Graph, Loop, Op, Value, distinct
+from lrp_jax.core.graph import Graph, Loop, Op, Value, chosen, distinct
 from lrp_jax.core.primitives import Trait
 from lrp_jax.planning import integers
 from lrp_jax.recognize import Step, transforms
@@ -48,7 +48,7 @@ def _check_operations(graph: Graph, results: Collection[Value]) -> None:
     for op in passing:
         if op.loop:
             _, wanted = _passing_in_loop(op, op.loop, needed)
-            _check_operations(op.loop.body, set(_chosen(op.loop.body.results, wanted)))
+            _check_operations(op.loop.body, set(chosen(op.loop.body.results, wanted)))
             continue
         if op.course_depends_on_input and op.has(Trait.WHILE):
             raise UncoveredOpError(
@@ -84,7 +84,7 @@ def _passing(graph: Graph, results: Collection[Value]) -> tuple[list[Op], set[Va
     needed, passing = set(results), []
     for op in reversed(graph.ops):
         if not needed.isdisjoint(op.outputs) and op.name != "stop_gradient":
-            needed.update(_chosen(op.inputs, _passing_in_loop(op, op.loop, needed)[0]) if op.loop else op.inputs)
+            needed.update(chosen(op.inputs, _passing_in_loop(op, op.loop, needed)[0]) if op.loop else op.inputs)
             passing.append(op)
     return passing[::-1], needed
 
@@ -94,14 +94,10 @@ def _passing_in_loop(op: Op, loop: Loop, needed: Collection[Value]) -> tuple[lis
     body = loop.body
 
     def through(flags):
-        _, inside = _passing(body, _chosen(body.results, flags))
+        _, inside = _passing(body, chosen(body.results, flags))
         return [v in inside for v in body.inputs]
 
     return loop.backward([v in needed for v in op.outputs], through)
-
-
-def _chosen(values: Sequence[Value], flags: Iterable[bool]) -> list[Value]:
-    return [v for v, flag in zip(values, flags, strict=True) if flag]
 
 
 _HINTS = {

@@ -1,8 +1,8 @@
 """Finds values whose relevance is 0 at some elements for all inputs. Rules can then take cheaper forms."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
-from lrp_jax.core.graph import Graph, Op, Value
+from lrp_jax.core.graph import Graph, Op, Value, chosen
 from lrp_jax.core.primitives import Trait
 from lrp_jax.recognize import Step
 from lrp_jax.rules.kinds import is_move
@@ -36,7 +36,7 @@ def relevant_at_zero(steps: Sequence[Step], unsure: Collection[Value]) -> set[Va
     unsure = set(unsure)
     for step in reversed(steps):
         if step.body:
-            unsure.update(_chosen(step.end.inputs, in_loop(step, unsure)[0]))
+            unsure.update(chosen(step.end.inputs, in_loop(step, unsure)[0]))
             continue
         moved = isinstance(step.rule, Route) and (is_move(step.kind) or step.kind in Route.fits)
         kept = moved or (isinstance(step.rule, Pass) and _is_zero_below(step))
@@ -51,15 +51,11 @@ def in_loop(step: Step, unsure: Collection[Value]) -> tuple[list[bool], list[boo
     loop, body = step.end.loop, step.body
 
     def through(flags):
-        found = relevant_at_zero(body.steps, _chosen(body.graph.results, flags))
+        found = relevant_at_zero(body.steps, chosen(body.graph.results, flags))
         return [v in found for v in body.graph.inputs]
 
     assert loop
     return loop.backward([v in unsure for v in step.outputs], through)
-
-
-def _chosen(values: Iterable[Value], flags: Iterable[bool]) -> list[Value]:
-    return [v for v, flag in zip(values, flags, strict=True) if flag]
 
 
 def _live(graph: Graph) -> set[Value]:
