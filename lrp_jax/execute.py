@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -78,12 +79,11 @@ def run(
     """
     env = dict(zip(plan.graph.inputs, jax.tree.leaves((x, *others)), strict=True))
     run = _Run(carry, remat, constants)
-    if remat:
-        advance = functools.partial(run.advance, plan, extra or {})
-        for segment in _segments(plan.graph.ops):
-            env = advance(segment, env) if segment[0].loop else _recomputed(advance, segment, env)
-    else:
-        env = run.advance(plan, extra or {}, plan.graph.ops, env)
+    extra = extra or {}
+    for segment in _segments(plan.graph.ops) if remat else [plan.graph.ops]:
+        advance = functools.partial(run.advance, plan, ops=segment)
+        has_loop = any(op.loop for op in segment)
+        env = _recomputed(advance, extra, env) if remat and not has_loop else advance(extra=extra, env=env)
     return reader(env)(plan.graph.output)
 
 
@@ -95,7 +95,7 @@ class _Run:
     remat: bool
     constants: bool
 
-    def advance(self, plan: Plan, extra: Mapping[Step, Any], ops: Sequence[Op], env: dict[Value, Any]) -> Any:
+    def advance(self, plan: Plan, extra: Mapping[Step, Any], env: dict[Value, Any], ops: Sequence[Op]) -> Any:
         """The values with the results of these operations."""
         env = dict(env)
         read = reader(env)
@@ -123,7 +123,7 @@ class _Run:
 
         def iteration(inputs, rows):
             own = dict(zip(inside, rows, strict=True))
-            env = self.advance(plan, own, plan.graph.ops, dict(zip(plan.graph.inputs, inputs, strict=True)))
+            env = self.advance(plan, own, dict(zip(plan.graph.inputs, inputs, strict=True)), plan.graph.ops)
             return list(map(reader(env), plan.graph.results))
 
         policy = None if self.remat else _is_expensive
@@ -137,17 +137,45 @@ def _is_expensive(operation: Any, *_: Any, **__: Any) -> bool:
     return bool(primitive(operation.name).traits & (Trait.CONTRACTION | Trait.SPARSE))
 
 
-def _recomputed(advance: Callable, ops: Sequence[Op], env: dict[Any, Any]) -> dict[Any, Any]:
-    """The values with those that `advance` adds. The backward pass computes these again."""
-    known, made = list(env), []
+def _recomputed(advance: Callable, extra: Mapping[Step, Any], env: dict[Value, Any]) -> dict[Value, Any]:
+    """The values with those that `advance` adds. The backward pass computes these again.
 
-    def segment(values):
-        after = advance(ops, dict(zip(known, values, strict=True)))
+    As `jax.checkpoint`. But there XLA for CPUs, with JAX before 0.11, merges the second computation with the first.
+    Here the second one depends on R.
+    """
+    known, made = OrderedDict(env), []
+
+    def segment(extra, known):
+        after = advance(extra=extra, env=known)
         made[:] = list(after)[len(known) :]
         return [after[v] for v in made]
 
-    results = jax.checkpoint(segment)([env[v] for v in known])
+    def forward(*given):
+        return jax.vjp(segment, *given)[0], given  # its own derivative is then that of the layers, not relevance
+
+    def backward(given, R):
+        is_lost = _has_nan(jax.lax.stop_gradient(R))
+        late = [(v, jnp.where(is_lost, jnp.nan, x).astype(x.dtype) if v.live else x) for v, x in given[1].items()]
+        return jax.vjp(segment, given[0], OrderedDict(late))[1](R)
+
+    recomputed = jax.custom_vjp(segment)
+    recomputed.defvjp(forward, backward)
+    results = recomputed(OrderedDict(extra), known)
     return env | dict(zip(made, results, strict=True))
+
+
+@jax.custom_batching.custom_vmap
+def _has_nan(R: Any) -> jax.Array:
+    """Whether one of these arrays contains NaN. For several targets, of the first one, so that values stay shared."""
+    arrays = [r for r in jax.tree.leaves(R) if jnp.issubdtype(r.dtype, jnp.inexact)]
+    return functools.reduce(jnp.logical_or, [jnp.isnan(r).any() for r in arrays], jnp.zeros((), bool))
+
+
+@_has_nan.def_vmap
+def _(count: int, batched: Any, R: Any) -> tuple[jax.Array, bool]:
+    del count
+    first = jax.tree.map(lambda r, is_batched: r[0] if is_batched else r, R, batched[0])
+    return _has_nan(first), False
 
 
 def _segments(ops: Sequence[Op]) -> list[list[Op]]:

@@ -109,5 +109,9 @@ def test_remat_needs_more_operations_and_less_memory(rule):
     np.testing.assert_allclose(lean(kernels, x), explain(kernels, x), rtol=1e-10, atol=1e-14)
     (operations, memory), (more, less) = (costs(f, kernels, x) for f in (explain, lean))
     assert more <= 1.5 * operations
-    if jax.__version_info__ >= (0, 11):  # earlier, XLA for CPUs removes the recomputation
-        assert less < 0.5 * memory
+    assert less < 0.5 * memory
+    several = np.arange(8)[:, None]
+    for_all, more_for_all = (costs(lambda k, x, f=f: f(k, x, target=several), kernels, x)[0] for f in (explain, lean))
+    assert more_for_all - for_all <= 1.1 * (more - operations)  # the targets share the second forward pass
+    expected, slopes = (jax.grad(lambda x, f=f: (f(kernels, x) ** 2).sum())(x) for f in (explain, lean))
+    np.testing.assert_allclose(slopes, expected, rtol=1e-8, atol=1e-10 * jnp.abs(expected).max())
