@@ -84,9 +84,9 @@ def measured(function, depth: int, tokens: int) -> tuple[float, float, float]:
     x = jax.ShapeDtypeStruct((1, tokens, WIDTH), jnp.float32)
     compiled = jax.jit(function).lower(shapes(depth), x).compile()
     seconds = time.process_time() - start
-    memory = compiled.memory_analysis()
-    assert memory is not None
-    return seconds, memory.temp_size_in_bytes / 1e6, compiled.cost_analysis()["flops"] / 1e9
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    assert memory is not None and cost is not None
+    return seconds, memory.temp_size_in_bytes / 1e6, cost["flops"] / 1e9
 
 
 def row(depth: int, tokens: int) -> str:

@@ -12,7 +12,7 @@ from lrp_jax import composites, evaluation, methods, outputs, rules
 from lrp_jax.api import Explainer, Explanation, Prepared, lrp, plan
 from lrp_jax.composites import Composite
 from lrp_jax.conservation import conservation
-from lrp_jax.custom_rule import custom_rule
+from lrp_jax.custom_rule import custom_attention, custom_rule
 from lrp_jax.evaluation import tune
 from lrp_jax.ledger import Ledger
 from lrp_jax.planning import Plan, UncoveredOpError
@@ -27,6 +27,7 @@ __all__ = [
     "UncoveredOpError",
     "composites",
     "conservation",
+    "custom_attention",
     "custom_rule",
     "evaluation",
     "lrp",

@@ -11,14 +11,15 @@ import numpy as np
 from lrp_jax.core import by_iteration, compat
 from lrp_jax.core.by_iteration import ByIteration
 from lrp_jax.core.graph import Call, Graph, Loop, Op, Value
+from lrp_jax.core.kernels import attention_of
 from lrp_jax.core.mark import mark_of
 from lrp_jax.core.primitives import Trait, primitive
 from lrp_jax.core.rewrites import replacement
 
 
 def called(eqn: compat.JaxprEqn) -> tuple[Any, Any, str] | None:
-    """The jaxpr, the constants and the name of the called function. None if the equation is no call, or is marked."""
-    if not (body := primitive(eqn.primitive.name).body) or mark_of(eqn):
+    """The jaxpr, the constants and the name of the called function. None if the equation is no call, or stays whole."""
+    if not (body := primitive(eqn.primitive.name).body) or mark_of(eqn) or attention_of(eqn):
         return None
     jaxpr, consts = compat.body_of(eqn.params[body])
     return jaxpr, consts, jaxpr.debug_info.func_name.split(" ")[0]

@@ -5,7 +5,7 @@ policy saves every value, so outside `lrp` nothing is computed twice.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,11 +21,19 @@ class Mark:
         name: its name in the plan.
         rule: its rule, or None.
         tree: the tree structure of its arguments.
+        values: the position of the argument that contains the values, if it is an attention.
     """
 
     name: str
     rule: Any
     tree: Any
+    values: int | None = None
+
+    def places_in(self, operands: Sequence[Any]) -> list[int]:
+        """The places of the values of an attention among the operands of the marked function."""
+        before = len(operands) - self.tree.num_leaves  # arrays that the function closes over
+        places = jax.tree.unflatten(self.tree, range(before, len(operands)))
+        return jax.tree.leaves(places[self.values])
 
     def __call__(self, *args: Any, **kwargs: Any) -> bool:
         """As a policy of `jax.checkpoint`: save everything."""

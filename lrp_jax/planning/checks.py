@@ -100,9 +100,16 @@ def _passing_in_loop(op: Op, loop: Loop, needed: Collection[Value]) -> tuple[lis
     return loop.backward([v in needed for v in op.outputs], through)
 
 
+_ATTENTION = (
+    " If it is part of an attention that is computed in blocks or by a kernel, put the whole function of queries, keys"
+    " and values into lrp_jax.custom_attention()."
+)
 _HINTS = {
-    "reduce_sum": " If this is a softmax at the end of the network, return the logits before it.",
-    "div": " It divides by a value that depends on the input, and is not recognized as a softmax or a normalization.",
+    "reduce_sum": " If this is a softmax at the end of the network, return the logits before it." + _ATTENTION,
+    "div": " It divides by a value that depends on the input, and is not recognized as a softmax or a normalization."
+    + _ATTENTION,
+    "pallas_call": _ATTENTION,
+    "custom_vjp_call": _ATTENTION,
 }
 
 

@@ -7,7 +7,7 @@ from lrp_jax.core.graph import Graph, Loop, Op, Value
 from lrp_jax.core.intervals import Interval
 from lrp_jax.core.mark import mark_of
 from lrp_jax.core.primitives import Trait
-from lrp_jax.recognize import affine, contractions, pools, products, quotients, sums, transforms
+from lrp_jax.recognize import affine, attention, contractions, pools, products, quotients, sums, transforms
 from lrp_jax.recognize.activations import activations
 from lrp_jax.recognize.bounds import bounds_of, in_loop, interval_of
 from lrp_jax.recognize.normalizations import Join, joins
@@ -125,6 +125,7 @@ _RECOGNIZERS: dict[str, _Recognizer] = {
         ("bcoo_dot_general", "bcsr_dot_general", "ragged_dot_general"),
         lambda op, s: transforms.weighted(s.graph, op, s.taken) or products.product(op, "attention", "matmul", s.gates),
     ),
+    "custom_vjp_call": lambda op, s: attention.of_kernel(op),
     "triangular_solve": lambda op, s: transforms.solved(op),
     "cumlogsumexp": lambda op, s: Step("logsumexp", op.name, [op], op.inputs, *function_of([op], op.inputs)),
     "mul": lambda op, s: (
@@ -150,7 +151,7 @@ _RECOGNIZERS: dict[str, _Recognizer] = {
 def _step(op: Op, search: _Search) -> Step:
     """The step that starts with a live operation that is not part of another step."""
     if mark := mark_of(op.eqn):
-        return custom(op, mark)
+        return custom(op, mark) if mark.values is None else attention.marked(op, mark)
     if transforms.is_through_complex(op):
         return transforms.through_complex(search.graph, op)
     if op.loop:

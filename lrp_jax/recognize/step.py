@@ -23,7 +23,8 @@ class Step:
 
     Attributes:
         kind: one of `rules.KINDS`, or the name of a primitive. A step of a kind in the family "products" has two
-            inputs; those of `gate` and `attention` are the signal, then the gate or the weights in [0, 1].
+            inputs; those of `gate` and `attention` are the signal, then the gate or the weights in [0, 1]. Those of an
+            attention function as a whole are the values, then queries and keys.
         op: the name of the primitive, or of the called function, in the traced code.
         ops: its operations. The last one writes its output.
         inputs: its live inputs.

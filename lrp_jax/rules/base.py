@@ -6,7 +6,7 @@ of `z`, and the result has the shape of `a`. For layers with weights, `layer` is
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, ClassVar
 
 import jax
@@ -49,7 +49,7 @@ class Rule:
     """
 
     fits: ClassVar[frozenset[str]] = frozenset()
-    constant: ClassVar[tuple[int, ...]] = ()
+    constant: ClassVar[Container[int]] = ()
     multiplicative: ClassVar[bool] = False
     rounds_well: bool = False
 

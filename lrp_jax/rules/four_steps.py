@@ -28,6 +28,7 @@ def four_steps(
     *,
     share: bool = False,
     linear: bool = True,
+    shares: Sequence[float] = (),
 ) -> Any:
     """Computes the relevance of the inputs in the four steps of LRP: forward, divide, backward, multiply.
 
@@ -43,6 +44,7 @@ def four_steps(
         share: whether the inputs of an output get the relevance that its bias and stabilizer absorbed, in equal parts.
         linear: whether the layer is linear except for its bias. If not, the tangent replaces the layer, and the
             constant of the tangent is the bias.
+        shares: factors of the relevance of each input, for layers with a list of inputs.
 
     Returns:
         Relevance of the inputs, shaped as each a_i.
@@ -61,13 +63,14 @@ def four_steps(
     denominator = as_stabilizer(eps)(z)
     s, zero = _divide(R, denominator)  # 2. element-wise division
     (c,) = back(s)  # 3. backward
-    R_in = functools.reduce(add, map(multiply, inputs, c))  # 4. element-wise product
+    scaled = tuple([x * share for x, share in zip(a, shares, strict=True)] for a in inputs) if shares else inputs
+    R_in = functools.reduce(add, map(multiply, scaled, c))  # 4. element-wise product
 
     record = _record.get()
     if record is None and not share:
         return R_in
     if not linear:
-        constant = z - jax.jvp(forward, (inputs,), (inputs,))[1]
+        constant = z - jax.jvp(forward, (inputs,), (scaled,))[1]
     elif all(map(_has_no_bias, params)):
         constant = jnp.zeros_like(z)
     else:

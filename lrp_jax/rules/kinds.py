@@ -57,7 +57,7 @@ KINDS = {kind.name: kind for kind in (
     Kind("logsumexp", "a logarithm of a sum of exponentials, which is a soft maximum", (), SoftWinners()),
     Kind("log_softmax", "logits minus their log-sum-exp, which is constant to relevance", (), Pass()),
     Kind("gate", "a value times a factor between 0 and 1", (PRODUCTS, GATED), SignalTakesAll()),
-    Kind("attention", "a matrix product of values and weights between 0 and 1", (PRODUCTS, GATED), Uniform()),
+    Kind("attention", "a matrix product of values and weights between 0 and 1, or an attention function as a whole", (PRODUCTS, GATED), Uniform()),
     Kind("product", "any other product of two values", (PRODUCTS,), Uniform()),
     Kind("matmul", "any other matrix product or convolution of two values", (PRODUCTS,), Uniform()),
     Kind(CUSTOM, "a function decorated by `custom_rule`"),

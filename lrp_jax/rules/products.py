@@ -1,6 +1,7 @@
 """Rules of products of two values that both depend on the explained input: gates and attention."""
 
 import dataclasses
+from collections.abc import Container
 from typing import Any, ClassVar
 
 import jax
@@ -15,6 +16,9 @@ from lrp_jax.rules.stabilizer import Stabilize
 class Uniform(Rule):
     """Each factor of a product of two activations gets half of the relevance: a_j dz_k/da_j (R_k / 2) / z_k.
 
+    In an attention as a whole, the values get half, and queries and keys a quarter each. This is the rule of both
+    matrix products, and the softmax linearized between them.
+
     Achtibat et al. 2024, "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers", proposition 3.3.
     """
 
@@ -24,8 +28,12 @@ class Uniform(Rule):
     multiplicative: ClassVar[bool] = True
 
     def __call__(self, layer: Layer, a: Any, params: Any, R: jax.Array) -> Any:
-        # the vector-Jacobian product is that of each factor, while the other one is constant
-        return [R_in / len(a) for R_in in four_steps(layer, [(a, params)], R, self.eps)]
+        # the vector-Jacobian product is that of each factor, while the others are constant
+        if not isinstance(a, list):
+            return four_steps(layer, [(a, params)], R, self.eps, linear=False)  # an attention with one live argument
+        others = len(a) - 1
+        shares = [0.5, *[0.5 / others] * others]
+        return four_steps(layer, [(a, params)], R, self.eps, shares=shares, linear=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +49,9 @@ class SignalTakesAll(Rule):
     eps: float | Stabilize = 0.0
 
     fits: ClassVar[frozenset[str]] = frozenset({GATED})
-    constant: ClassVar[tuple[int, ...]] = (1,)
+    constant: ClassVar[Container[int]] = range(1, 2**31)  # all inputs except the first
     multiplicative: ClassVar[bool] = True
 
     def __call__(self, layer: Layer, a: Any, params: Any, R: jax.Array) -> Any:
-        R_signal, _ = four_steps(layer, [(a, params)], R, self.eps)
-        return [R_signal, jnp.zeros_like(a[1])]
+        R_signal, *_ = four_steps(layer, [(a, params)], R, self.eps)
+        return [R_signal, *map(jnp.zeros_like, a[1:])]
