@@ -83,20 +83,21 @@ def measured(function, depth: int, tokens: int) -> tuple[float, float, float]:
     start = time.process_time()
     x = jax.ShapeDtypeStruct((1, tokens, WIDTH), jnp.float32)
     compiled = jax.jit(function).lower(shapes(depth), x).compile()
-    seconds = time.process_time() - start
+    seconds = round(time.process_time() - start, 1)
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    assert memory is not None and cost is not None
+    assert memory is not None
+    assert cost is not None
     return seconds, memory.temp_size_in_bytes / 1e6, cost["flops"] / 1e9
+
+
+def _short(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def row(depth: int, tokens: int) -> str:
     """A row of the table: the four functions in each cell."""
     found = [measured(function, depth, tokens) for function in functions().values()]
-    formats = ("{:.1f}", "{:.3g}", "{:.3g}")
-    cells = [
-        " / ".join(form.format(n) for n in numbers)
-        for form, numbers in zip(formats, zip(*found, strict=True), strict=True)
-    ]
+    cells = [" / ".join(map(_short, numbers)) for numbers in zip(*found, strict=True)]
     return f"| {depth} x {tokens:,} | " + " | ".join(cells) + " |"
 
 

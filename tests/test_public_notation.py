@@ -45,7 +45,7 @@ PRODUCTS = {
 def test_a_value_times_a_non_linear_function_of_its_sum_is_no_normalization(name):
     found = kinds(lambda w, x: PRODUCTS[name](x @ w), W, X)
     assert found["normalization"] == (name == "times its normalization")
-    assert found["product"] + found["gate"] == 1
+    assert found["modulation"] + found["gate"] == 1
 
 
 NORMALIZATIONS = {

@@ -13,6 +13,7 @@ from lrp_jax.composites.presets import (
     epsilon_gamma_box,
     epsilon_plus,
     epsilon_plus_flat,
+    mamba_lrp,
     overview,
     overview_vgg16,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "attn_lrp",
     "captum",
     "cp_lrp",
+    "mamba_lrp",
     "depth",
     "epsilon_gamma_box",
     "epsilon_plus",

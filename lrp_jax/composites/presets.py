@@ -5,7 +5,7 @@ from typing import Any
 from lrp_jax import rules
 from lrp_jax.composites.composite import Composite
 from lrp_jax.composites.selectors import depth, first, kind
-from lrp_jax.rules.base import SUMS
+from lrp_jax.rules.base import PRODUCTS, SUMS
 from lrp_jax.rules.kinds import kinds_in
 from lrp_jax.rules.stabilizer import NormAxes
 
@@ -121,7 +121,7 @@ def attn_lrp(eps: float | rules.Stabilizer = 1e-6) -> Composite:
     """
     return Composite([
         (kind("dense", "conv"), rules.Epsilon(eps)),
-        (kind("product", "gate", "matmul", "attention"), rules.Uniform()),
+        (kind(*kinds_in(PRODUCTS)), rules.Uniform()),
         (kind("softmax"), rules.Softmax()),
     ])  # fmt: skip
 
@@ -139,4 +139,27 @@ def cp_lrp(eps: float | rules.Stabilizer = 1e-6) -> Composite:
     return Composite([
         (kind("dense", "conv"), rules.Epsilon(eps)),
         (kind("gate", "attention"), rules.SignalTakesAll()),
+    ])  # fmt: skip
+
+
+def mamba_lrp(eps: float | rules.Stabilizer = 0.0) -> Composite:
+    """MambaLRP for selective state space models.
+
+    - Layers with weights have LRP-epsilon, by default LRP-0.
+    - In the selective scan h_t = A_t h_{t-1} + B_t u_t, y_t = C_t h_t, the factors A_t, B_t and C_t are constant.
+    - Each factor of the product y silu(z) gets half of the relevance.
+    - Activations hand relevance on unchanged. The statistics of normalizations are constant.
+
+    A, B, and C are found by what they are computed from: from u (kind `modulation`), or they lie between 0 and 1 (kind
+    `gate`). A scan that is a kernel needs `custom_attention(values=...)`, with the position of u.
+
+    Args:
+        eps: the stabilizer of LRP-epsilon.
+
+    Jafari et al. 2024, "MambaLRP: Explaining Selective State Space Sequence Models", section 4.
+    """
+    return Composite([
+        (kind("dense", "conv"), rules.Epsilon(eps)),
+        (kind("product", "matmul"), rules.Uniform()),
+        (kind("gate", "modulation", "attention"), rules.SignalTakesAll()),
     ])  # fmt: skip

@@ -10,6 +10,7 @@ from lrp_jax.core.primitives import Trait
 from lrp_jax.recognize import affine, attention, contractions, pools, products, quotients, sums, transforms
 from lrp_jax.recognize.activations import activations
 from lrp_jax.recognize.bounds import bounds_of, in_loop, interval_of
+from lrp_jax.recognize.modulations import modulations
 from lrp_jax.recognize.normalizations import Join, joins
 from lrp_jax.recognize.notation import in_one_notation
 from lrp_jax.recognize.soft_maxima import soft_maxima
@@ -54,7 +55,14 @@ class _Search:
     bounds: dict[Value, Interval]
 
 
-def recognize(graph: Graph, *, merge: bool = True, given: Mapping[Value, Interval] | None = None) -> Recognized:
+def recognize(
+    graph: Graph,
+    *,
+    merge: bool = True,
+    given: Mapping[Value, Interval] | None = None,
+    signals: Mapping[Op, Value] | None = None,
+    shares: Collection[Value] = (),
+) -> Recognized:
     """The steps of a graph. Each live operation that relevance passes is part of one step.
 
     Args:
@@ -62,7 +70,10 @@ def recognize(graph: Graph, *, merge: bool = True, given: Mapping[Value, Interva
         merge: whether constants by which each feature is multiplied, or that are added to it, are merged into the
             contraction beside them, as an evaluated BatchNorm.
         given: the intervals of inputs, for the body of a loop.
+        signals: the signals of modulations, for the body of a loop.
+        shares: the inputs that are shares of a softmax, for the body of a loop.
     """
+    signals = modulations(graph) if signals is None else signals
     joined = joins(graph)
     joined += soft_maxima(graph, joined)
     activated = _activation_steps(graph, joined)
@@ -75,7 +86,8 @@ def recognize(graph: Graph, *, merge: bool = True, given: Mapping[Value, Interva
     }
     softmaxes |= quotients.shares(graph, joined, bounds_of(graph, softmaxes, given))
     bounds = bounds_of(graph, softmaxes, given)
-    search = _Search(graph, taken, products.gates(graph, softmaxes, bounds), merge, softmaxes, bounds)
+    gates = products.gates(graph, {*softmaxes, *shares}, bounds, signals)
+    search = _Search(graph, taken, gates, merge, softmaxes, bounds)
     for op in graph.ops:
         if op.live and op not in taken and not all(map(transforms.is_complex, op.outputs)):
             step = _step(op, search)
@@ -164,7 +176,11 @@ def _loop_step(op: Op, loop: Loop, search: _Search) -> Step:
     """A loop as a step, with the steps of its body."""
     operands = [interval_of(v, search.bounds) for v in op.inputs]
     intervals, _ = in_loop(loop, operands, search.softmaxes)
-    body = recognize(loop.body, merge=search.merge, given=dict(zip(loop.body.inputs, intervals, strict=True)))
+    given = dict(zip(loop.body.inputs, intervals, strict=True))
+    (constants, _, rows), (outer_constants, _, outer_rows) = loop.parts(loop.body.inputs), loop.parts(op.inputs)
+    pairs = zip([*constants, *rows], [*outer_constants, *outer_rows], strict=True)
+    shares = {inside for inside, outside in pairs if outside in search.gates.shares}
+    body = recognize(loop.body, merge=search.merge, given=given, signals=search.gates.signals, shares=shares)
     return Step("loop", op.name, [op], op.live_inputs, *function_of([op], op.live_inputs), body=body)
 
 
