@@ -88,8 +88,7 @@ def _loop(eqn: compat.JaxprEqn, operands: Sequence[Value], calls: tuple[Call, ..
     """The loop of a scan. The attributes of the values in its body hold in all iterations after the first cut."""
     params = eqn.params
     jaxpr, consts = compat.body_of(params["jaxpr"])
-    constants, carried = compat.scan_arguments(params)
-    loop = Loop(Graph([], [], [], []), constants, carried, params["length"], params["reverse"])
+    loop = Loop.of_scan(params)
     start = list(map(_Flags.of, operands))
 
     def body(flags: list[_Flags], known: dict[int, dict[str, Any]]) -> Graph:

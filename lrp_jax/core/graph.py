@@ -174,6 +174,11 @@ class Loop:
     reverse: bool
     cuts: tuple[int, ...] = ()
 
+    @classmethod
+    def of_scan(cls, params: dict[str, Any]) -> "Loop":
+        """The loop of a `scan` with these parameters, whose body is still empty."""
+        return cls(Graph([], [], [], []), *compat.scan_arguments(params), params["length"], params["reverse"])
+
     def __call__(self, operands: Sequence[Any]) -> list[Any]:
         """The results of the loop."""
         body = self.body

@@ -36,7 +36,7 @@ def _taken_out(op: Op, known: set[Value], divide: Divide, done: list[Op]) -> Non
     """Appends a scan, after the operations on known values in its body."""
     params = op.eqn.params
     jaxpr, consts = compat.body_of(params["jaxpr"])
-    loop = Loop(graph.Graph([], [], [], []), *compat.scan_arguments(params), params["length"], params["reverse"])
+    loop = Loop.of_scan(params)
     inputs, ops = [Value(var.aval) for var in jaxpr.invars], []
     results = flatten.flatten(jaxpr, consts, inputs, ops, op.calls)
     constants, _, rows = (

@@ -4,7 +4,7 @@ import math
 import operator
 from collections.abc import Collection, Mapping, Sequence, Set
 
-from lrp_jax.core.graph import Graph, Op, Value
+from lrp_jax.core.graph import Graph, Op, Value, chosen
 from lrp_jax.core.intervals import ANY, Interval
 from lrp_jax.core.primitives import Trait
 from lrp_jax.recognize import Step
@@ -27,37 +27,36 @@ def may_be_discarded(
         uncertain: the values that may be NaN.
         discarded: the results of the graph of which a choice may discard places.
     """
-    chosen = set(discarded)  # values from which relevance of 0 may come, because a choice discards them
+    wanted = set(discarded)  # values from which relevance of 0 may come, because a choice discards them
     found = set()
     for step in reversed(steps):
         if step.body:
-            ends, inputs = _in_loop(step, uncertain, chosen)
+            ends, inputs = _in_loop(step, uncertain, wanted)
             found |= ends
-            chosen |= inputs
+            wanted |= inputs
             continue
-        if any(op.name == "select_n" for op in step.ops) or not chosen.isdisjoint(step.outputs):
-            chosen.update(step.inputs)
+        if any(op.name == "select_n" for op in step.ops) or not wanted.isdisjoint(step.outputs):
+            wanted.update(step.inputs)
         computed = {v for op in step.ops for v in (*op.inputs, *op.outputs)}
         computes = step.kind in KINDS and step.kind != CUSTOM
-        if computes and not chosen.isdisjoint(step.outputs) and not uncertain.isdisjoint(computed):
+        if computes and not wanted.isdisjoint(step.outputs) and not uncertain.isdisjoint(computed):
             found.add(step.end)
-    return found, chosen
+    return found, wanted
 
 
-def _in_loop(step: Step, uncertain: Set[Value], chosen: Collection[Value]) -> tuple[set[Op], set[Value]]:
+def _in_loop(step: Step, uncertain: Set[Value], wanted: Collection[Value]) -> tuple[set[Op], set[Value]]:
     """As `may_be_discarded`, for the body of a loop in all iterations. The values are operands of the loop."""
     loop, body = step.end.loop, step.body
     found: set[Op] = set()
 
     def through(flags):
-        discarded = [v for v, flag in zip(body.graph.results, flags, strict=True) if flag]
-        ends, before = may_be_discarded(body.steps, uncertain, discarded)
+        ends, before = may_be_discarded(body.steps, uncertain, chosen(body.graph.results, flags))
         found.update(ends)
         return [v in before for v in body.graph.inputs]
 
     assert loop
-    inputs, _ = loop.backward([v in chosen for v in step.outputs], through)
-    return found, {v for v, flag in zip(step.end.inputs, inputs, strict=True) if flag}
+    inputs, _ = loop.backward([v in wanted for v in step.outputs], through)
+    return found, set(chosen(step.end.inputs, inputs))
 
 
 def may_be_nan(graph: Graph, bounds: Mapping[Value, Interval], given: Collection[Value] = ()) -> set[Value]:
@@ -74,12 +73,12 @@ def may_be_nan(graph: Graph, bounds: Mapping[Value, Interval], given: Collection
             body = op.loop.body
 
             def through(flags, body=body):
-                found = may_be_nan(body, bounds, {v for v, flag in zip(body.inputs, flags, strict=True) if flag})
+                found = may_be_nan(body, bounds, chosen(body.inputs, flags))
                 uncertain.update(found)
                 return [v in found for v in body.results]
 
             _, results = op.loop.forward([v in uncertain for v in op.inputs], through, operator.or_)
-            uncertain.update(v for v, flag in zip(op.outputs, results, strict=True) if flag)
+            uncertain.update(chosen(op.outputs, results))
         elif _may_make_nan(graph, op, bounds) or not uncertain.isdisjoint(op.inputs):
             uncertain.update(op.outputs)
     return uncertain
