@@ -1,11 +1,11 @@
 """Composites: which layer gets which rule.
 
 The presets here are in general use. `composites.zennit`, `.captum`, `.innvestigate`, `.relevancepropagation_jl`,
-`.lrp_toolbox` and `.montavon` contain the presets and rules of these libraries, under their names there. They reproduce
-the numbers of these libraries, so they have the same stabilizers and the same treatment of biases.
+`.lrp_toolbox`, `.lxt` and `.montavon` contain the presets and rules of these libraries, under their names there. They
+reproduce the numbers of these libraries, so they have the same stabilizers and the same treatment of biases.
 """
 
-from lrp_jax.composites import captum, innvestigate, lrp_toolbox, montavon, relevancepropagation_jl, zennit
+from lrp_jax.composites import captum, innvestigate, lrp_toolbox, lxt, montavon, relevancepropagation_jl, zennit
 from lrp_jax.composites.composite import Composite, as_composite
 from lrp_jax.composites.presets import (
     attn_lrp,
@@ -17,7 +17,7 @@ from lrp_jax.composites.presets import (
     overview,
     overview_vgg16,
 )
-from lrp_jax.composites.selectors import Selector, depth, first, kind, last
+from lrp_jax.composites.selectors import Selector, depth, first, gated, kind, last
 
 __all__ = [
     "Composite",
@@ -32,10 +32,12 @@ __all__ = [
     "epsilon_plus",
     "epsilon_plus_flat",
     "first",
+    "gated",
     "innvestigate",
     "kind",
     "last",
     "lrp_toolbox",
+    "lxt",
     "montavon",
     "overview",
     "overview_vgg16",

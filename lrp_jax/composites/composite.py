@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lrp_jax.composites.selectors import End, Position, Selector, Step, depth, first, kind, last, select
+from lrp_jax.composites.selectors import End, Position, Selector, Step, depth, first, gated, kind, last, select
 from lrp_jax.rules.base import Rule, as_rule
 from lrp_jax.rules.kinds import WEIGHTED
 
@@ -87,7 +87,7 @@ def _checked(entry: Any) -> tuple[Any, Rule]:
         )
     if isinstance(selector, str) and not selector:
         raise ValueError("a selector must not be an empty name; only steps that move values have no name.")
-    for made in (kind, first, last, depth):
+    for made in (kind, first, last, depth, gated):
         if selector is made:
             raise TypeError(f"write {made.__name__}(...), with parentheses, to make a selector.")
     return selector, as_rule(rule)

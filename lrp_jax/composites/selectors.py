@@ -18,6 +18,8 @@ class Step(Protocol):
     @property
     def kind(self) -> str: ...
     @property
+    def gated(self) -> bool: ...
+    @property
     def weight(self) -> Hashable: ...
     @property
     def inputs(self) -> Sequence[Any]: ...
@@ -95,11 +97,23 @@ class End:
         return [step for step in counted if _layer(step) in chosen]
 
 
+@dataclasses.dataclass(frozen=True)
+class Gated:
+    """Selects the products with a known gate."""
+
+    def __str__(self) -> str:
+        return "gated()"
+
+    def __call__(self, step: Step) -> bool:
+        return step.gated
+
+
 Selector = str | Position | End | Callable[[Any], bool]
 """One of
 
 - a string: the name of a layer, or a pattern (`"conv[12]_*"`) of names of layers with weights;
 - `kind("conv", "dense")`, `first()`, `last()`, `depth(0, 0.5, "conv")`: the kind of the layer and its position;
+- `gated()`: products with a known gate;
 - a function from a step of the plan (`step.name`, `.kind`, `.op`, `.in_shapes`, `.out_shape`) to True or False.
 """
 
@@ -117,6 +131,15 @@ def kind(*kinds: str) -> Position:
     if not kinds:
         raise TypeError("kind() needs at least one kind, such as 'conv'.")
     return Position(check_kinds(kinds))
+
+
+def gated() -> Gated:
+    """Selects the products with a known gate, for `SignalTakesAll`.
+
+    These are the kinds `gate` and `attention`, and each `product` of which exactly one factor comes out of an
+    activation, such as `silu(x @ w1) * (x @ w2)`.
+    """
+    return Gated()
 
 
 def first(*kinds: str, count: int = 1) -> End:

@@ -7,7 +7,7 @@ from lrp_jax.core.graph import Graph, Loop, Op, Value, chosen, distinct
 from lrp_jax.core.primitives import Trait
 from lrp_jax.planning import integers
 from lrp_jax.recognize import Step, transforms
-from lrp_jax.rules.base import PRODUCTS
+from lrp_jax.rules.base import GATED, PRODUCTS
 from lrp_jax.rules.kinds import WEIGHTED, is_move, kind_of, suited
 from lrp_jax.rules.nonlinear import Pass
 
@@ -133,7 +133,12 @@ def check_rule(step: Step) -> None:
             f"change of this code, give it a rule: composite + [(kind({step.kind!r}), rule)]."
             + _HINTS.get(step.kind, "")
         )
-    if not kind_of(step.kind).suits(rule):
+    if not kind_of(step.kind).suits(rule) and not (step.gated and GATED in rule.fits):
+        if GATED in rule.fits and step.kind == "product":
+            raise ValueError(
+                f"{rule} does not fit {where}: it is not known which factor is the gate, because not exactly one factor"
+                " comes out of an activation; give it Uniform()."
+            )
         raise ValueError(f"{rule} does not fit {where}; it is a rule for {', '.join(suited(rule))}.")
     if isinstance(rule, Pass) and step.in_shapes != [step.out_shape]:
         raise ValueError(f"{rule} does not fit {where}: input and output must have the same shape.")

@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Set
 
-from lrp_jax.core.graph import Graph, Loop, Op, Value
+from lrp_jax.core.graph import Graph, Loop, Op, Value, chosen
 from lrp_jax.core.intervals import Interval
 from lrp_jax.core.mark import mark_of
 from lrp_jax.core.primitives import Trait
-from lrp_jax.recognize import affine, attention, contractions, pools, products, quotients, sums, transforms
+from lrp_jax.recognize import affine, attention, contractions, gates, pools, products, quotients, sums, transforms
 from lrp_jax.recognize.activations import activations
 from lrp_jax.recognize.bounds import bounds_of, in_loop, interval_of
+from lrp_jax.recognize.gates import Gates
 from lrp_jax.recognize.modulations import modulations
 from lrp_jax.recognize.normalizations import Join, joins
 from lrp_jax.recognize.notation import in_one_notation
@@ -45,35 +46,46 @@ class _Search:
         merge: as for `recognize`.
         softmaxes: the outputs of softmaxes.
         bounds: the interval of each value for which one is known.
+        activations: the outputs of activations, in bodies of loops too.
     """
 
     graph: Graph
     taken: Set[Op]
-    gates: products.Gates
+    gates: Gates
     merge: bool
     softmaxes: Set[Value]
     bounds: dict[Value, Interval]
+    activations: Set[Value]
 
 
-def recognize(
-    graph: Graph,
-    *,
-    merge: bool = True,
-    given: Mapping[Value, Interval] | None = None,
-    signals: Mapping[Op, Value] | None = None,
-    shares: Collection[Value] = (),
-) -> Recognized:
+@dataclasses.dataclass(frozen=True)
+class _Given:
+    """What is known of the inputs of the body of a loop.
+
+    Attributes:
+        bounds: their intervals.
+        shares: those that are shares of a softmax.
+        activated: those that come out of an activation.
+        activations: the outputs of activations inside the body.
+        signals: the signals of modulations inside the body.
+    """
+
+    bounds: Mapping[Value, Interval]
+    shares: Collection[Value]
+    activated: Collection[Value]
+    activations: Set[Value]
+    signals: Mapping[Op, Value]
+
+
+def recognize(graph: Graph, *, merge: bool = True, given: _Given | None = None) -> Recognized:
     """The steps of a graph. Each live operation that relevance passes is part of one step.
 
     Args:
         graph: the graph.
         merge: whether constants by which each feature is multiplied, or that are added to it, are merged into the
             contraction beside them, as an evaluated BatchNorm.
-        given: the intervals of inputs, for the body of a loop.
-        signals: the signals of modulations, for the body of a loop.
-        shares: the inputs that are shares of a softmax, for the body of a loop.
+        given: what is known of the inputs, for the body of a loop.
     """
-    signals = modulations(graph) if signals is None else signals
     joined = joins(graph)
     joined += soft_maxima(graph, joined)
     activated = _activation_steps(graph, joined)
@@ -84,10 +96,12 @@ def recognize(
     softmaxes |= {
         join.end.output for body in graph.nested if body is not graph for join in joins(body) if join.is_share
     }
-    softmaxes |= quotients.shares(graph, joined, bounds_of(graph, softmaxes, given))
-    bounds = bounds_of(graph, softmaxes, given)
-    gates = products.gates(graph, {*softmaxes, *shares}, bounds, signals)
-    search = _Search(graph, taken, gates, merge, softmaxes, bounds)
+    given = given or _Given({}, (), (), _outputs_of_activations(graph), modulations(graph))
+    softmaxes |= quotients.shares(graph, joined, bounds_of(graph, softmaxes, given.bounds))
+    bounds = bounds_of(graph, softmaxes, given.bounds)
+    from_activations = gates.activated(graph, given.activations, given.activated)
+    found = gates.gates(graph, {*softmaxes, *given.shares}, bounds, from_activations, given.signals)
+    search = _Search(graph, taken, found, merge, softmaxes, bounds, given.activations)
     for op in graph.ops:
         if op.live and op not in taken and not all(map(transforms.is_complex, op.outputs)):
             step = _step(op, search)
@@ -105,6 +119,11 @@ def _activation_steps(graph: Graph, joined: Collection[Join]) -> list[Step]:
         for found in activations(graph, {join.end for join in joined})
         if entries.isdisjoint(v for op in found.ops[:-1] for v in op.outputs)
     ]
+
+
+def _outputs_of_activations(graph: Graph) -> set[Value]:
+    """The outputs of all activations, in bodies of loops too."""
+    return {step.end.output for body in graph.nested for step in _activation_steps(body, joins(body))}
 
 
 def _join_step(join: Join) -> Step:
@@ -176,11 +195,16 @@ def _loop_step(op: Op, loop: Loop, search: _Search) -> Step:
     """A loop as a step, with the steps of its body."""
     operands = [interval_of(v, search.bounds) for v in op.inputs]
     intervals, _ = in_loop(loop, operands, search.softmaxes)
-    given = dict(zip(loop.body.inputs, intervals, strict=True))
-    (constants, _, rows), (outer_constants, _, outer_rows) = loop.parts(loop.body.inputs), loop.parts(op.inputs)
-    pairs = zip([*constants, *rows], [*outer_constants, *outer_rows], strict=True)
-    shares = {inside for inside, outside in pairs if outside in search.gates.shares}
-    body = recognize(loop.body, merge=search.merge, given=given, signals=search.gates.signals, shares=shares)
+    flags, _ = gates.activated_in_loop(loop, [v in search.gates.activated for v in op.inputs], search.activations)
+    inputs, (constants, _, rows) = loop.body.inputs, loop.parts([v in search.gates.shares for v in op.inputs])
+    given = _Given(
+        bounds=dict(zip(inputs, intervals, strict=True)),
+        shares=chosen(inputs, [*constants, *[False] * loop.carried, *rows]),
+        activated=chosen(inputs, flags),
+        activations=search.activations,
+        signals=search.gates.signals,
+    )
+    body = recognize(loop.body, merge=search.merge, given=given)
     return Step("loop", op.name, [op], op.live_inputs, *function_of([op], op.live_inputs), body=body)
 
 

@@ -50,4 +50,5 @@ def _whole(op: Op, name: str, values: Collection[int]) -> Step:
         return op.of(*(given.get(i, v.array) for i, v in enumerate(op.inputs)))
 
     inputs = [op.inputs[i] for i in order]
-    return Step(kind, name, [op], inputs, layer, lambda read: [read(op.inputs[i]) for i in constant])
+    params = lambda read: [read(op.inputs[i]) for i in constant]
+    return Step(kind, name, [op], inputs, layer, params, gated=kind == "attention")

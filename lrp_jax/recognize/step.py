@@ -23,8 +23,7 @@ class Step:
 
     Attributes:
         kind: one of `rules.KINDS`, or the name of a primitive. A step of a kind in the family "products" has two
-            inputs; those of `gate` and `attention` are the signal, then the gate or the weights in [0, 1]. Those of an
-            attention function as a whole are the values, then queries and keys.
+            inputs; those of an attention function as a whole are the values, then queries and keys.
         op: the name of the primitive, or of the called function, in the traced code.
         ops: its operations. The last one writes its output.
         inputs: its live inputs.
@@ -36,6 +35,8 @@ class Step:
         rule: its rule.
         guarded: whether it may compute NaN in places that get no relevance.
         body: for a loop, the steps of its body: a `Recognized`, and in a plan a `Plan`.
+        gated: whether it is a product whose inputs are the signal, then its gate. The gate or the weights in [0, 1] of
+            the kinds `gate` and `attention`; in a `product`, the only factor that comes out of an activation.
         written: the values that it writes, if these are not the outputs of its last operation.
     """
 
@@ -51,6 +52,7 @@ class Step:
     rule: Rule | None = None
     guarded: bool = False
     body: Any = None
+    gated: bool = False
     written: Sequence[Value] = ()
 
     @property

@@ -48,6 +48,24 @@ class Pass(Rule):
 
 
 @dataclasses.dataclass(frozen=True)
+class Identity(Pass):
+    """`Pass` with a stabilizer, R_in = a R / (a + eps). Where the denominator is 0, relevance is dropped.
+
+    This is gradient x input if the derivative of the activation is replaced by z / (a + eps).
+
+    Achtibat et al. 2024, equation 9, as LXT computes it.
+    """
+
+    eps: float | Stabilize = 0.0
+
+    multiplicative: ClassVar[bool] = True
+
+    def __call__(self, layer: Layer, a: Any, params: Any, R: Any) -> Any:
+        R = super().__call__(layer, a, params, R)
+        return four_steps(lambda a, params: a, [(a, None)], R, self.eps)
+
+
+@dataclasses.dataclass(frozen=True)
 class Route(Rule):
     """An input gets the relevance of the outputs that are copies of it.
 

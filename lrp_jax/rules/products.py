@@ -40,7 +40,8 @@ class Uniform(Rule):
 class SignalTakesAll(Rule):
     """The signal gets all relevance, a_j dz_k/da_j R_k / z_k. Its gate is constant and gets none.
 
-    For a signal multiplied by a gate between 0 and 1. For values averaged by attention, this is CP-LRP.
+    For a signal multiplied by a gate: a factor between 0 and 1, or the only factor that comes out of an activation. For
+    values averaged by attention, this is CP-LRP.
 
     Arras et al. 2019, "Explaining and Interpreting LSTMs", section 11.3.3 (LRP-all); Ali et al. 2022, "XAI for
     Transformers: Better Explanations through Conservative Propagation", section 3.
