@@ -103,7 +103,8 @@ class _Run:
             if step := plan.step_at.get(op):
                 results = self.loop(step, extra, read) if step.body else self.step(step, extra, read)
             elif op in plan.constant_ops:
-                results = op((lambda v: _constant(read(v)) if v.live else read(v)) if self.constants else read)
+                constant = self.constants and op.live_inputs
+                results = _constant(op, list(map(read, op.inputs))) if constant else op(read)
             else:
                 continue
             env.update(zip(op.outputs, results, strict=True))
@@ -190,13 +191,15 @@ def _segments(ops: Sequence[Op]) -> list[list[Op]]:
     return [[op for op, _ in group] for _, group in groups]
 
 
-@jax.custom_vjp
-def _constant(x: Any) -> Any:
-    """The value itself. Its cotangent is 0, but the derivative of relevance passes it."""
-    return x
+def _constant(op: Op, inputs: list[Any]) -> list[Any]:
+    """The results of an operation. No cotangent passes it, but the derivative of relevance does."""
 
+    def forward(inputs):
+        return op(dict(zip(op.inputs, inputs, strict=True)).__getitem__)
 
-_constant.defvjp(lambda x: (x, None), lambda _, R: (None,))
+    constant = jax.custom_vjp(forward)
+    constant.defvjp(lambda inputs: (forward(inputs), None), lambda _, R: (None,))
+    return constant(inputs)
 
 
 def apply_rule(step: Step, a: Any, params: Any, R: Any, z: Any) -> Any:

@@ -143,13 +143,11 @@ def by_hand(router, preset):
 
     def fn(p, x):
         shares, chosen = router(p, x)
-        if router is softmax_then_top:  # the sum of the shares is a statistic
-            shares = jax.lax.top_k(jax.nn.softmax(x @ p["router"], -1), CHOSEN)[0]
-            shares = shares / detached(shares.sum(-1, keepdims=True))
         out = 0
         for e in range(EXPERTS):
             share = jnp.where(chosen == e, shares, 0.0).sum(-1, keepdims=True)
-            each = half(silu(x @ p["gate"][e]), x @ p["up"][e]) @ p["down"][e]
+            gate, up = silu(x @ p["gate"][e]), x @ p["up"][e]
+            each = (half(gate, up) if preset == "attn_lrp" else detached(gate) * up) @ p["down"][e]
             out += half(share, each) if preset == "attn_lrp" else detached(share) * each
         return ((x + out) @ p["head"])[-1]
 

@@ -15,6 +15,7 @@ from lrp_jax.rules import (
     Epsilon,
     Flat,
     Gamma,
+    Identity,
     Norm,
     Pass,
     Stabilizer,
@@ -54,6 +55,7 @@ BY_HAND = {
     "w^2": (WSquare(eps=0), [1 * 10 / 6 + 1 * 3 / 14, 4 * 10 / 6 + 9 * 3 / 14]),
     "norm": (Norm(), [2 * 10 / 5 + -2 * 3 / -1, 2 * 10 / 5 + 3 * 3 / -1]),
     "pass": (Pass(), [10, 3]),
+    "identity": (Identity(1.0), [2 * 10 / 3, 1 * 3 / 2]),
 }
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from lrp_jax import rules
 from lrp_jax.composites.composite import Composite
-from lrp_jax.composites.selectors import depth, first, kind
+from lrp_jax.composites.selectors import depth, first, gated, kind
 from lrp_jax.rules.base import PRODUCTS, SUMS
 from lrp_jax.rules.kinds import kinds_in
 from lrp_jax.rules.stabilizer import NormAxes
@@ -129,7 +129,8 @@ def attn_lrp(eps: float | rules.Stabilizer = 1e-6) -> Composite:
 def cp_lrp(eps: float | rules.Stabilizer = 1e-6) -> Composite:
     """CP-LRP for transformers: LRP-epsilon for layers with weights; gates and attention weights are constant.
 
-    Queries and keys receive no relevance. Relevance is conserved if there are no biases.
+    In a gated MLP, such as `silu(x @ w1) * (x @ w2)`, the output of the activation is the gate. Queries and keys
+    receive no relevance. Relevance is conserved if there are no biases.
 
     Args:
         eps: the stabilizer of LRP-epsilon.
@@ -138,7 +139,7 @@ def cp_lrp(eps: float | rules.Stabilizer = 1e-6) -> Composite:
     """
     return Composite([
         (kind("dense", "conv"), rules.Epsilon(eps)),
-        (kind("gate", "attention"), rules.SignalTakesAll()),
+        (gated(), rules.SignalTakesAll()),
     ])  # fmt: skip
 
 

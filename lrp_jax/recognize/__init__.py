@@ -86,7 +86,7 @@ def recognize(graph: Graph, *, merge: bool = True, given: _Given | None = None) 
             contraction beside them, as an evaluated BatchNorm.
         given: what is known of the inputs, for the body of a loop.
     """
-    joined = joins(graph)
+    joined = quotients.with_softmaxes_of_choices(graph, joins(graph))
     joined += soft_maxima(graph, joined)
     activated = _activation_steps(graph, joined)
     joined += quotients.quotients(graph, {op for step in activated for op in step.ops} | {join.end for join in joined})

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
-from lrp_jax.core.graph import Graph, Op, Value
+from lrp_jax.core.graph import Graph, Loop, Op, Value
 from lrp_jax.core.primitives import Trait
 
 
@@ -54,14 +54,30 @@ class _Search:
             if not op.live:
                 continue
             if op.loop:
-                body = op.loop.body
-                inside = lambda origins, body=body: self.through(body, dict(zip(body.inputs, origins, strict=True)))
-                results = op.loop.forward([known.get(v, _Origin()) for v in op.inputs], inside, _Origin.joined)[1]
+                results = self.through_loop(op.loop, [known.get(v, _Origin()) for v in op.inputs])
                 known.update(zip(op.outputs, results, strict=True))
             else:
                 origins = [known.get(v, _Origin()) for v in op.live_inputs]
                 known.update((v, self.origin(op, v, origins)) for v in op.outputs)
         return [known.get(v, _Origin()) for v in graph.results]
+
+    def through_loop(self, loop: Loop, operands: list[_Origin]) -> list[_Origin]:
+        """The origins of the results of a loop.
+
+        A carried value that comes from the iteration before is a source of its own, because the values of the body are
+        other ones there.
+        """
+        body = loop.body
+        inner = {v for graph in body.nested for v in (*graph.inputs, *(v for op in graph.ops for v in op.outputs))}
+
+        def iteration(origins):
+            numbers = {self.numbers[v] for v in inner & self.numbers.keys()} | {-1}
+            for i in range(loop.constants, loop.constants + loop.carried):
+                if origins[i].source in numbers:
+                    origins[i] = self.new(body.inputs[i], [])
+            return self.through(body, dict(zip(body.inputs, origins, strict=True)))
+
+        return loop.forward(operands, iteration, _Origin.joined)[1]
 
     def origin(self, op: Op, result: Value, origins: list[_Origin]) -> _Origin:
         """The origin of a result, from those of the live operands."""

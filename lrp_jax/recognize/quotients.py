@@ -1,14 +1,14 @@
-"""Finds weighted means, and quotients of two functions of one value.
+"""Finds weighted means, quotients of two functions of one value, and shares of a softmax that are divided by their sum.
 
-The divisor is constant to relevance, as in a normalization.
+The divisor is constant to relevance, as in a normalization. Shares of a softmax divided by their sum are a softmax.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from lrp_jax.core.graph import Graph, Op, Value
 from lrp_jax.core.intervals import Interval
 from lrp_jax.core.primitives import Trait
-from lrp_jax.recognize.normalizations import Join, exponential_of, is_same, path, source_of
+from lrp_jax.recognize.normalizations import Join, between, exponential_of, is_same, path, source_of, summand
 
 _BROADCASTS = ("broadcast_in_dim", "expand_dims", "reshape", "squeeze", "convert_element_type")
 
@@ -30,14 +30,39 @@ def quotients(graph: Graph, ends: Collection[Op]) -> list[Join]:
     return found
 
 
+def with_softmaxes_of_choices(graph: Graph, joined: Sequence[Join]) -> list[Join]:
+    """The joins, with a softmax for each normalization that divides chosen outputs of a softmax by their sum.
+
+    The largest outputs of a softmax over their sum are the softmax of the largest logits, as in a router of experts.
+    """
+    softmaxes = {join.end.output: join for join in joined if join.kind == "softmax"}
+
+    def in_one(join: Join) -> Join:
+        softmax = softmaxes.get(_original(graph, join.entry)) if join.kind == "normalization" else None
+        if softmax is None or all(summand(graph, d) is not n for n, d in _factors(graph, join.end)):
+            return join
+        return Join("softmax", softmax.entry, [*between(graph, softmax.entry, join.end), join.end])
+
+    return list(map(in_one, joined))
+
+
+def _original(graph: Graph, value: Value) -> Value:
+    """The value that a value is chosen from. Moves and products with constants are allowed."""
+    while (op := graph.maker.get(value)) and len(op.live_inputs) == 1:
+        if not op.has(Trait.MOVE | Trait.CHOICE) and not (op.name == "mul" or (op.name == "div" and op.is_linear)):
+            break
+        (value,) = op.live_inputs
+    return value
+
+
 def shares(graph: Graph, joined: Collection[Join], bounds: Mapping[Value, Interval]) -> set[Value]:
     """The results of all values that are never negative, divided by their own sum."""
     return {
         join.end.output
         for join in joined
-        if join.kind == "normalization" and join.end.name == "div"
-        and bounds.get(join.entry, (-1.0, 1.0))[0] >= 0
-        and _summed(graph, join.end.inputs[1]) is join.entry
+        if join.kind in ("normalization", "softmax") and join.end.name == "div"
+        and bounds.get(join.end.inputs[0], (-1.0, 1.0))[0] >= 0
+        and _summed(graph, join.end.inputs[1]) is join.end.inputs[0]
     }  # fmt: skip
 
 
