@@ -20,7 +20,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import language_models  # noqa: E402
+import lxt_models  # noqa: E402
 
 REFERENCE = ROOT / "tests" / "lxt_reference.json"
 PRESETS = ("attn_lrp", "cp_lrp")
@@ -46,9 +46,9 @@ def run(name: str, preset: str, casts: bool) -> dict:
     state = {key: value for key, value in model.named_parameters() if tied[id(value)] == key}
     shapes = {key: list(value.shape) for key, value in sorted(state.items())}
     with torch.no_grad():
-        for key, value in language_models.weights(shapes).items():
+        for key, value in lxt_models.weights(shapes).items():
             state[key].copy_(torch.from_numpy(value))
-    x = torch.from_numpy(language_models.embeddings(language_models.CONFIGS[name])).requires_grad_()
+    x = torch.from_numpy(lxt_models.embeddings(lxt_models.CONFIGS[name])).requires_grad_()
     logits = model(inputs_embeds=x).logits
     logits = logits if name == "bert" else logits[:, -1]
     target = int(logits.argmax())
@@ -74,7 +74,7 @@ def model_of(module, name):
     if name == "bert":  # LXT contains a copy of an earlier BERT, which reads these
         given["position_embedding_type"] = "absolute"
         module.BertModel.get_head_mask = lambda self, mask, layers: [mask] * layers
-    config = config(**language_models.CONFIGS[name], **given)
+    config = config(**lxt_models.CONFIGS[name], **given)
     return model(config)
 
 
@@ -127,9 +127,9 @@ def ours(name: str, shapes: dict, preset: str, target: int) -> tuple[np.ndarray,
     import lrp_jax
 
     jax.config.update("jax_enable_x64", True)
-    params = language_models.weights(shapes)
-    x = language_models.embeddings(language_models.CONFIGS[name])
-    function = language_models.logits(name)
+    params = lxt_models.weights(shapes)
+    x = lxt_models.embeddings(lxt_models.CONFIGS[name])
+    function = lxt_models.logits(name)
     composite = getattr(lrp_jax.composites.lxt, preset)()
     return np.asarray(function(params, x)), np.asarray(lrp_jax.lrp(function, composite)(params, x, target=target))
 
@@ -151,7 +151,7 @@ def main():
         return
     print("| model | preset | logits | relevance | relevance, with LXT's float32 |\n|---|---|---|---|---|")
     reference = {}
-    for name in language_models.CONFIGS:
+    for name in lxt_models.CONFIGS:
         found = {preset: run_alone(name, preset, False) for preset in PRESETS}
         one = found["attn_lrp"]
         reference[name] = {

@@ -27,7 +27,7 @@ import numpy as np
 
 import lrp_jax
 from lrp_jax import composites, methods, rules
-from lrp_jax.composites import Composite, depth, kind
+from lrp_jax.composites import depth, kind
 from lrp_jax.core.graph import run as run_graph
 from lrp_jax.models import llama
 
@@ -78,7 +78,9 @@ def explainers(model) -> dict[str, Explain]:
         "AttnLRP of LXT": lrp(composites.lxt.attn_lrp()),
         "CP-LRP": lrp(cp),
         "CP-LRP of LXT": lrp(composites.lxt.cp_lrp()),
-        "AttnLRP, softmax bypassed in the upper half": lrp(attn + [(depth(0.5, 1, "attention"), rules.SignalTakesAll())]),
+        "AttnLRP, softmax bypassed in the upper half": lrp(
+            attn + [(depth(0.5, 1, "attention"), rules.SignalTakesAll())]
+        ),
         "AttnLRP, softmax bypassed": lrp(attn + [(kind("attention"), rules.SignalTakesAll())]),
         "AttnLRP with positions (PA-LRP)": functools.partial(with_positions, explain=positional(fn, model.config.size)),
         "gradient x input": of(methods.gradient_times_input),
@@ -221,7 +223,9 @@ def main() -> None:
     """Measures, and prints or writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=int, default=200, metavar="N")
-    parser.add_argument("--keep", type=Path, default=Path("text_faithfulness.json"), metavar="FILE", help="the raw numbers")
+    parser.add_argument(
+        "--keep", type=Path, default=Path("text_faithfulness.json"), metavar="FILE", help="the raw numbers"
+    )
     parser.add_argument("--write", type=Path, metavar="PAGE", help="the page that gets the table")
     options = parser.parse_args()
     lines = list(table(measure(options.texts, options.keep)))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import language_models
+import lxt_models
 import numpy as np
 import pytest
 from jax import lax
@@ -30,14 +30,14 @@ def close(found, expected, bound=1e-12):
 
 
 def arrays(name):
-    return language_models.weights(REFERENCE[name]["shapes"]), language_models.embeddings(language_models.CONFIGS[name])
+    return lxt_models.weights(REFERENCE[name]["shapes"]), lxt_models.embeddings(lxt_models.CONFIGS[name])
 
 
 @pytest.mark.parametrize("name", REFERENCE)
 @pytest.mark.parametrize("preset", PRESETS)
-def test_relevance_and_logits_of_language_models_equal_those_of_lxt(name, preset):
+def test_relevance_and_logits_of_lxt_models_equal_those_of_lxt(name, preset):
     reference = REFERENCE[name]
-    explain = lrp_jax.lrp(language_models.logits(name), PRESETS[preset], logits=True)
+    explain = lrp_jax.lrp(lxt_models.logits(name), PRESETS[preset], logits=True)
     found = explain(*arrays(name), target=reference["target"])
     close(found.logits, reference["logits"], 1e-10)
     close(found.relevance, reference[preset])
@@ -46,10 +46,10 @@ def test_relevance_and_logits_of_language_models_equal_those_of_lxt(name, preset
 @pytest.mark.parametrize("preset", PRESETS)
 def test_layers_stacked_in_a_scan_have_the_same_relevance(preset):
     def stacked(params, x):
-        layers = [language_models.below(params, f"model.layers.{i}.") for i in range(2)]
-        layer = lambda x, p: (language_models.decoder_layer("llama", p, x, 0), None)
+        layers = [lxt_models.below(params, f"model.layers.{i}.") for i in range(2)]
+        layer = lambda x, p: (lxt_models.decoder_layer("llama", p, x, 0), None)
         x, _ = lax.scan(layer, x, jax.tree.map(lambda *rows: jnp.stack(rows), *layers))
-        return language_models.head("llama", params, x)
+        return lxt_models.head("llama", params, x)
 
     found = lrp_jax.lrp(stacked, PRESETS[preset])(*arrays("llama"), target=REFERENCE["llama"]["target"])
     close(found, REFERENCE["llama"][preset])
