@@ -17,7 +17,7 @@ from lrp_jax.weights._layouts import FLAX, TORCH, TORCH_KERNELS, Layout, Shapes,
 
 __all__ = [
     "FLAX", "TORCH", "TORCH_KERNELS", "Layout", "Params", "Remote", "Shapes", "WeightsError", "about", "arrange",
-    "download", "load", "read", "save",
+    "download", "is_finite", "load", "read", "save",
 ]  # fmt: skip
 
 Params = dict[str, Any]

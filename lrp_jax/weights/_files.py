@@ -1,4 +1,4 @@
-"""Reads safetensors, PyTorch, Keras and Flax files. The first bytes of a file tell its format."""
+"""Reads safetensors, PyTorch, Keras, Flax and GGUF files. The first bytes of a file tell its format."""
 
 import zipfile
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from lrp_jax.guard import byte_limit, reading
-from lrp_jax.weights import _flax, _keras, _safetensors, _torch
+from lrp_jax.weights import _flax, _gguf, _keras, _safetensors, _torch
 from lrp_jax.weights._mapped import Tensor, map_file, map_members
 
 
@@ -27,8 +27,8 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
 
     Supported formats: safetensors; PyTorch state dicts (`.pth`, `.pt`, both formats of `torch.save`), also in
     checkpoints with other objects (`.ckpt`); Keras weights and models (`.h5`, `.weights.h5`, `.keras`) under the names
-    `layer/kernel` and `layer/bias`; Flax msgpack under key paths. No code from the file is executed. Tensors are
-    read-only views of the file, mapped into memory.
+    `layer/kernel` and `layer/bias`; Flax msgpack under key paths; GGUF, whose quantized tensors become float32. No code
+    from the file is executed. Tensors that are not quantized are read-only views of the file, mapped into memory.
 
     Returns:
         Arrays by name.
@@ -44,7 +44,8 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
             tensors = reader(path)
         except ModuleNotFoundError as error:
             raise WeightsError(
-                f"{path}: reading a {kind} requires the package {error.name}; run pip install 'lrp_jax[keras]'."
+                f"{path}: reading a {kind} requires the package {error.name}; run pip install "
+                f"'lrp_jax[{'text' if reader is _gguf.read else 'keras'}]'."
             ) from None
         if (size := sum(tensor.nbytes for tensor in tensors.values())) > (limit := byte_limit(path)):
             raise WeightsError(
@@ -72,6 +73,8 @@ def _detect_format(path: str | Path, head: bytes) -> tuple[str, Callable[[str | 
     """The name of the format and the function that reads it."""
     if head[8:] == b"{" and not any(head[5:8]):  # first, as the eight bytes of length can look like another format
         return "safetensors file", _safetensors.read
+    if head.startswith(_gguf.MAGIC):
+        return "GGUF file", _gguf.read
     if head.startswith(b"PK"):
         return "PyTorch or Keras file", _zip
     if head.startswith(b"\x80\x02"):
@@ -81,7 +84,7 @@ def _detect_format(path: str | Path, head: bytes) -> tuple[str, Callable[[str | 
     if head and (0x80 < head[0] < 0x90 or head[0] in (0xDE, 0xDF)):  # a non-empty map
         return "Flax msgpack file", _flax.read
     raise WeightsError(
-        f"{path}: not a readable file of weights; expected safetensors, PyTorch, Keras (HDF5) or Flax (msgpack)."
+        f"{path}: not a readable file of weights; expected safetensors, PyTorch, Keras (HDF5), Flax (msgpack) or GGUF."
     )
 
 
