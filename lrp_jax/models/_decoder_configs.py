@@ -12,17 +12,8 @@ from lrp_jax.weights import WeightsError
 
 _MAX_LAYERS, _MAX_SIZE = 1000, 2**24
 
-_GEMMA = {"tied": True, "size": 256, "activation": "gelu_tanh"}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "mistral": {},
-    "qwen2": {"bias": True},
-    "qwen3": {"query_norm": True, "size": 128},
-    "gemma": _GEMMA,
-    "gemma2": _GEMMA | {"post_norms": True},
-    "gemma3_text": _GEMMA | {"post_norms": True, "query_norm": True},
-}
-"""The supported families by the `model_type` of transformers, and what they have in common."""
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
+"""The supported families: the `model_type` of transformers."""
 
 GGUF_FAMILIES = ("llama", "qwen2", "qwen3")
 """The families of GGUF files that are supported."""
@@ -41,45 +32,37 @@ def from_transformers(facts: Mapping[str, Any], file: Path) -> Config:
         WeightsError: the family is not supported, or a value is missing or impossible.
     """
     family = facts.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise WeightsError(f"{file}: model_type is {family!r:.50}; supported are {', '.join(FAMILIES)}.")
-    given = _Facts(facts, file)
-    common = dict(FAMILIES[family])
-    sizes: dict[str, Any] = {name: given.size(key) for name, key in _SIZES.items()}
-    width, heads = sizes["width"], sizes["heads"]
-    size = given.size("head_dim", common.pop("size", width // heads))
-    gemma = family.startswith("gemma")
-    key = "hidden_activation" if gemma else "hidden_act"
-    activation = facts.get(key) or {"gelu_tanh": "gelu_pytorch_tanh"}.get(common.pop("activation", ""), "silu")
-    if activation not in _ACTIVATIONS:
-        raise WeightsError(f"{file}: {key} is {activation!r:.50}; supported are {', '.join(_ACTIVATIONS)}.")
+    given, gemma = _Facts(facts, file), family.startswith("gemma")
     if given.flag("use_bidirectional_attention"):
         raise WeightsError(f"{file}: use_bidirectional_attention is true; only causal attention is supported.")
+    sizes = {name: given.size(key) for name, key in _SIZES.items()}
+    width, heads, layers = sizes["width"], sizes["heads"], sizes["layers"]
+    size = given.size("head_dim", 256 if gemma else 128 if family == "qwen3" else width // heads)
     biases = given.flag("attention_bias")
-    attention, pattern = _attention(given, family, sizes["layers"], size)
+    attention, pattern = _attention(given, family, layers, size)
     scale = given.number("query_pre_attn_scalar", size) if family in ("gemma2", "gemma3_text") else size
-    common.pop("activation", None)
-    return checked(
-        Config(
-            **sizes,
-            groups=given.size("num_key_value_heads", heads),
-            size=size,
-            attention=attention,
-            pattern=pattern,
-            eps=given.number("rms_norm_eps", 1e-6),
-            activation=_ACTIVATIONS[activation],
-            tied=given.flag("tie_word_embeddings", common.pop("tied", False)),
-            embedding_scale=math.sqrt(width) if gemma else 1.0,
-            query_scale=scale**-0.5,
-            bias=common.pop("bias", False) or biases,
-            out_bias=biases and family != "qwen2",
-            hidden_bias=family == "llama" and given.flag("mlp_bias"),
-            attention_cap=given.number("attn_logit_softcapping", None),
-            logit_cap=given.number("final_logit_softcapping", None),
-            **common,
-        ),
-        file,
+    config = Config(
+        **sizes,
+        groups=given.size("num_key_value_heads", heads),
+        size=size,
+        attention=attention,
+        pattern=pattern,
+        eps=given.number("rms_norm_eps", 1e-6),
+        activation=_activation(given, gemma),
+        tied=given.flag("tie_word_embeddings", gemma),
+        embedding_scale=math.sqrt(width) if gemma else 1.0,
+        query_scale=scale**-0.5,
+        bias=biases or family == "qwen2",
+        out_bias=biases and family != "qwen2",
+        hidden_bias=family == "llama" and given.flag("mlp_bias"),
+        query_norm=family in ("qwen3", "gemma3_text"),
+        post_norms=family in ("gemma2", "gemma3_text"),
+        attention_cap=given.number("attn_logit_softcapping", None),
+        logit_cap=given.number("final_logit_softcapping", None),
     )
+    return _checked(config, file)
 
 
 def from_gguf(facts: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], factors: Any, file: Path) -> Config:
@@ -95,10 +78,10 @@ def from_gguf(facts: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], fac
         WeightsError: the family is not supported, or a value is missing or impossible.
     """
     family = facts.get("general.architecture")
-    if family not in GGUF_FAMILIES:
+    if not isinstance(family, str) or family not in GGUF_FAMILIES:
         raise WeightsError(
             f"{file}: its architecture is {family!r:.50}; supported in GGUF files are {', '.join(GGUF_FAMILIES)}. For "
-            f"{', '.join(set(FAMILIES) - set(GGUF_FAMILIES))}, give the folder with config.json and safetensors."
+            f"other families, give the folder with config.json and safetensors."
         )
     given = _Facts(facts, file)
     width, heads = given.size(f"{family}.embedding_length"), given.size(f"{family}.attention.head_count")
@@ -112,33 +95,27 @@ def from_gguf(facts: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], fac
         if np.shape(factors) != frequencies.shape:
             raise WeightsError(f"{file}: rope_freqs.weight has shape {np.shape(factors)}, not {frequencies.shape}.")
         frequencies = frequencies / factors
-    return checked(
-        Config(
-            vocabulary=shapes.get("token_embd.weight", [0])[0],
-            width=width,
-            layers=layers,
-            heads=heads,
-            groups=given.size(f"{family}.attention.head_count_kv", heads),
-            size=size,
-            hidden=given.size(f"{family}.feed_forward_length"),
-            attention=(Attention(tuple(frequencies.tolist())),),
-            pattern=(0,) * layers,
-            eps=given.number(f"{family}.attention.layer_norm_rms_epsilon"),
-            tied="output.weight" not in shapes,
-            query_scale=size**-0.5,
-            bias=family == "qwen2",
-            query_norm=family == "qwen3",
-        ),
-        file,
+    config = Config(
+        vocabulary=shapes.get("token_embd.weight", [0])[0],
+        width=width,
+        layers=layers,
+        heads=heads,
+        groups=given.size(f"{family}.attention.head_count_kv", heads),
+        size=size,
+        hidden=given.size(f"{family}.feed_forward_length"),
+        attention=(Attention(tuple(frequencies.tolist())),),
+        pattern=(0,) * layers,
+        eps=given.number(f"{family}.attention.layer_norm_rms_epsilon"),
+        tied="output.weight" not in shapes,
+        query_scale=size**-0.5,
+        bias=family == "qwen2",
+        query_norm=family == "qwen3",
     )
+    return _checked(config, file)
 
 
-def checked(config: Config, file: Path) -> Config:
-    """The shape itself.
-
-    Raises:
-        WeightsError: its numbers do not fit together.
-    """
+def _checked(config: Config, file: Path) -> Config:
+    """The shape itself. Raises WeightsError if its numbers do not fit together."""
     if config.heads % config.groups or config.size % 2:
         raise WeightsError(
             f"{file}: {config.heads} heads of {config.size} channels with {config.groups} heads of keys; expected an "
@@ -187,6 +164,15 @@ class _Facts:
         if value is None:
             return WeightsError(f"{self.file}: {key} is missing.")
         return WeightsError(f"{self.file}: {key} is {value!r:.50}; expected {expected}.")
+
+
+def _activation(given: _Facts, gemma: bool) -> str:
+    """The activation. In Gemma, `gelu` means its approximation, as the authors' code has it."""
+    key = "hidden_activation" if gemma and given.facts.get("hidden_activation") else "hidden_act"
+    name = given.facts.get(key) or ("gelu_pytorch_tanh" if gemma else "silu")
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
+        raise WeightsError(f"{given.file}: {key} is {name!r:.50}; supported are {', '.join(_ACTIVATIONS)}.")
+    return "gelu_tanh" if gemma and name == "gelu" else _ACTIVATIONS[name]
 
 
 def _attention(given: _Facts, family: str, layers: int, size: int) -> tuple[tuple[Attention, ...], tuple[int, ...]]:
