@@ -76,13 +76,13 @@ class LanguageModel:
         """Returns the logits (..., tokens, vocabulary) of the token after each token."""
         return self._apply(params, self._hidden(params, embeddings), method="logits")
 
-    def scores(
+    def score(
         self, params: weights.Params, embeddings: Any, positions: Any, targets: Any, others: Any = None
     ) -> jax.Array:
-        """Returns the logits (..., n) of n tokens, each at its own position.
+        """Returns the sum (..., 1) of the logits of n tokens, each at its own position.
 
-        Only the rows of these tokens are read from the head. With `output=lambda scores, target: scores`, one backward
-        pass of `lrp` gives the relevance of the sum of the n logits.
+        Only the rows of these tokens are read from the head. Relevance is linear in its start, so one backward pass
+        gives the sum of the relevance of the n logits.
 
         Args:
             params: the weights.
@@ -92,7 +92,7 @@ class LanguageModel:
             others: (n,) ids of tokens whose logits are subtracted.
         """
         hidden = self._hidden(params, embeddings)[..., jnp.asarray(positions), :]
-        return self._apply(params, hidden, jnp.asarray(targets), others, method="scores")
+        return jnp.sum(self._apply(params, hidden, targets, others, method="scores"), -1, keepdims=True)
 
     def generate(self, ids: Any, count: int, params: weights.Params | None = None) -> np.ndarray:
         """Returns the ids of the most probable next tokens, at most `count`. A token in `ends` is the last one.
