@@ -53,6 +53,23 @@ def file_name(text: str) -> str:
     return text
 
 
+def span(text: str) -> tuple[int, int]:
+    """The first position, and the position after the last one."""
+    first, _, end = text.partition(":")
+    if not (first.isdecimal() and end.isdecimal() and len(text) < 16 and int(first) < int(end)):
+        raise argparse.ArgumentTypeError(f"expected A:B, two whole numbers with A below B; got {text!r:.50}")
+    return int(first), int(end)
+
+
+def head_layer(text: str) -> int:
+    """The number of a layer; -1 for all layers."""
+    if text == "all":
+        return -1
+    if not (text.isdecimal() and len(text) < 8):
+        raise argparse.ArgumentTypeError(f"expected the number of a layer, from 0, or all; got {text!r:.50}")
+    return int(text)
+
+
 def percentile(text: str) -> float:
     """A percentile greater than 0."""
     try:

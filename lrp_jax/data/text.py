@@ -9,7 +9,7 @@ import html as _html
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 """Control characters: a terminal would interpret them."""
+
+
+_SYMBOLS = str.maketrans({"\n": "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}", "\t": "\N{RIGHTWARDS ARROW TO BAR}"})
 
 
 class Word(NamedTuple):
@@ -75,6 +78,38 @@ def words(sentence: str, encoding: Any, relevance: Any) -> list[Word]:
             found.append(Word(sentence[start:stop], amount, space=start > end))
         previous, end = word, end if word is None else stop
     return [word._replace(text=_CONTROL.sub("\N{REPLACEMENT CHARACTER}", word.text)) for word in found]
+
+
+def tokens(texts: Sequence[str], relevance: Any, special: Collection[int] = ()) -> list[Word]:
+    """Tokens of a language model with their relevance. The sum of the relevance does not change.
+
+    Tokens that are parts of one character are one word, as in `joined`. Line breaks, tabs and tokens of spaces are
+    shown as symbols.
+
+    Args:
+        texts: the text of each token, with the spaces; empty for all parts of a character except the last one.
+        relevance: relevance of the tokens (tokens,).
+        special: the positions of special tokens.
+    """
+    starts = word_starts(texts)
+    amounts = joined(texts, np.asarray(relevance, np.float64)).tolist()
+    found = []
+    for start, end, amount in zip(starts, [*starts[1:], len(texts)], amounts, strict=True):
+        text = "".join(texts[start:end]) or "\N{REPLACEMENT CHARACTER}"
+        space = text.startswith(" ") and text.strip(" ") != ""
+        shown = text[space:].translate(_SYMBOLS) if text.strip(" ") else "\N{OPEN BOX}" * len(text)
+        found.append(Word(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", shown), amount, space, start in special))
+    return found
+
+
+def word_starts(texts: Sequence[str]) -> list[int]:
+    """The positions of tokens that do not continue the character of the token before them."""
+    return [i for i in range(len(texts)) if i == 0 or texts[i - 1]]
+
+
+def joined(texts: Sequence[str], values: Any) -> np.ndarray:
+    """Values (tokens, ...), summed over the tokens of each word of `tokens`."""
+    return np.add.reduceat(np.asarray(values), word_starts(texts), axis=0)
 
 
 def limit(*texts: Sequence[Word]) -> float:
@@ -167,6 +202,16 @@ def draw(words: Sequence[Word], ax: "Axes", *, vmax: float | None = None, size: 
     put(_caption(words, vmax), size=0.75 * size, color="0.35")
     ax.set_axis_off()
     return ax
+
+
+def figure(words: Sequence[Word], title: str, *, vmax: float | None = None) -> Any:
+    """A matplotlib figure with the words under a title. Save it with `bbox_inches="tight"`: its height is not set."""
+    from matplotlib.figure import Figure
+
+    found = Figure(figsize=(7, 0.1))
+    axes = found.add_axes((0, 0, 1, 1))
+    draw(words, axes, vmax=vmax).set_title(title, fontsize=9, loc="left", parse_math=False)
+    return found
 
 
 def _scale_end(words: Sequence[Word], vmax: float | None) -> float:

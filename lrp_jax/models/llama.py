@@ -22,10 +22,13 @@ import numpy as np
 from lrp_jax import weights
 from lrp_jax.guard import reading
 from lrp_jax.models import _decoder_files, _tokenizers
-from lrp_jax.models._decoder import BLOCK, Config, Decoder, empty_past
+from lrp_jax.models._decoder import BLOCK, LAST, Config, Decoder, empty_past
 from lrp_jax.models.minilm import TextError
 
 __all__ = ["Config", "Decoder", "LanguageModel", "TextError", "load"]
+
+_LIMIT = 4096
+"""The limit of tokens if the files of a network state none."""
 
 _BUCKET = 32
 """Lengths are rounded up to a multiple of this number, so that texts of similar length share compiled code."""
@@ -114,7 +117,8 @@ class LanguageModel:
         """Returns the ids (tokens,) of a text.
 
         Raises:
-            TextError: the text has no tokens, or the tokenizer is missing or does not fit the network.
+            TextError: the text has no tokens or more than `limit`, or the tokenizer is missing or does not fit the
+                network.
         """
         if re.search("[\ud800-\udfff]", text):
             raise TextError(f"{text!r:.100} is not valid Unicode.")
@@ -122,11 +126,35 @@ class LanguageModel:
             ids = np.asarray(self.tokenizer.encode(text).ids, np.int32)
         if not ids.size:
             raise TextError(f"{text!r} has no tokens.")
+        if len(ids) > self.limit:
+            raise TextError(f"the text has {len(ids)} tokens, but the limit of the network is {self.limit}.")
         if ids.max() >= self.config.vocabulary:
             raise TextError(
                 f"{self.file}: has token {ids.max()}, but the network has {self.config.vocabulary} embeddings."
             )
         return ids
+
+    def texts(self, ids: Sequence[int]) -> list[str]:
+        """Returns the text of each token. Of tokens that are parts of one character, the last one has the character."""
+        found, whole = [], ""
+        for i in range(len(ids)):
+            text = self.tokenizer.decode(list(ids[: i + 1]), skip_special_tokens=False)
+            incomplete = text.endswith("\N{REPLACEMENT CHARACTER}") and i + 1 < len(ids)
+            found.append("" if incomplete else text[len(whole) :])
+            whole = whole if incomplete else text
+        return found
+
+    @functools.cached_property
+    def limit(self) -> int:
+        """The largest number of tokens of a text for which the network was trained, as its files state it."""
+        family = self.facts.get("general.architecture")
+        stated = self.facts.get("max_position_embeddings", self.facts.get(f"{family}.context_length"))
+        return stated if type(stated) is int and stated > 0 else _LIMIT
+
+    @functools.cached_property
+    def special(self) -> frozenset[int]:
+        """The ids of special tokens, such as the one that starts a text."""
+        return frozenset(i for i, token in self.tokenizer.get_added_tokens_decoder().items() if token.special)
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -139,17 +167,24 @@ class LanguageModel:
             return _tokenizers.from_json(self.file.parent / "tokenizer.json")
         return _tokenizers.from_gguf(self.facts, self.file)
 
-    def layer_names(self, of: str = BLOCK) -> Sequence[str]:
-        """Returns the names in `Explanation.layers` of one value in each layer.
+    def by_layer(self, layers: Mapping[str, Any]) -> np.ndarray:
+        """Returns the relevance (layers + 1, ..., tokens) at the input of each layer and at the output of the last one.
 
         Args:
-            of: `block`: the input of the layer. `layers/out/kernel`: the input of the output projection, the results
-                of all heads, one after another.
+            layers: `Explanation.layers` of an explanation with `layers=True`.
         """
-        numbers = range(self.config.layers)
-        if of == BLOCK:
-            return [BLOCK if i == 0 else f"{BLOCK}#{i + 1}" for i in numbers]
-        return [f"{of}[{i}]" for i in numbers]
+        names = [BLOCK if i == 0 else f"{BLOCK}#{i + 1}" for i in range(self.config.layers)]
+        return np.stack([np.asarray(layers[name], np.float64).sum(-1) for name in [*names, LAST]])
+
+    def by_head(self, layers: Mapping[str, Any]) -> np.ndarray:
+        """Returns the relevance (layers, ..., tokens, heads) of the result of each head, before the output projection.
+
+        Args:
+            layers: `Explanation.layers` of an explanation with `layers=True`.
+        """
+        c = self.config
+        found = np.stack([np.asarray(layers[f"layers/out/kernel[{i}]"], np.float64) for i in range(c.layers)])
+        return found.reshape(*found.shape[:-1], c.heads, c.size).sum(-1)
 
     def _hidden(self, params: weights.Params, embeddings: Any) -> jax.Array:
         return self._apply(params, embeddings, method="hidden")[0]
