@@ -7,9 +7,13 @@ import json
 import tempfile
 import zlib
 from pathlib import Path
+from typing import Any
 
+import gguf
+import gguf.quants
 import numpy as np
 from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 SMALL = {
     "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -41,6 +45,9 @@ CONFIGS = {
 }  # fmt: skip
 """The differences from `SMALL`, as in files of transformers 4."""
 
+BYTES = {"model_type": "llama", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+"""A network for texts of bytes, for GGUF files."""
+
 IDS = [3, 17, 25, 9, 1, 30, 12, 17, 6]
 
 LOGITS = {
@@ -58,12 +65,13 @@ LOGITS = {
 
 
 def config(name: str) -> dict:
-    return {key: value for key, value in (SMALL | CONFIGS[name]).items() if value is not None}
+    own = BYTES if name == "bytes" else CONFIGS[name]
+    return {key: value for key, value in (SMALL | own).items() if value is not None}
 
 
-def tensors(name: str) -> dict[str, np.ndarray]:
+def tensors(name: str, facts: dict | None = None) -> dict[str, np.ndarray]:
     """The weights, by their names in transformers. Each depends on its name only."""
-    c = config(name)
+    c = facts or config(name)
     family, width, hidden, vocabulary = c["model_type"], c["hidden_size"], c["intermediate_size"], c["vocab_size"]
     size = c.get("head_dim", width // c["num_attention_heads"])
     wide, narrow = c["num_attention_heads"] * size, c["num_key_value_heads"] * size
@@ -96,11 +104,90 @@ def _drawn(key: str, shape: tuple[int, ...], gemma: bool) -> np.ndarray:
     return (values / (1 if len(shape) == 1 or "embed" in key else np.sqrt(shape[1]))).astype(np.float32)
 
 
-def write(folder: Path, name: str) -> Path:
-    """Writes config.json and model.safetensors."""
-    (folder / "config.json").write_text(json.dumps(config(name)))
-    save_file(tensors(name), folder / "model.safetensors")
+def write(folder: Path, name: str, facts: dict | None = None) -> Path:
+    """Writes config.json, by default that of `config`, and model.safetensors."""
+    (folder / "config.json").write_text(json.dumps(facts or config(name)))
+    save_file(tensors(name, facts), folder / "model.safetensors")
     return folder
+
+
+WORDS = ["a", "cat", "dog", "sat", "ran", "on", "the", "mat", "red", "."]
+
+
+def write_words(folder: Path, name: str) -> Path:
+    """Writes a network and tokenizer.json. Its tokens are `WORDS`, the tokens #10 to #38, and <end>."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(_words())}, unk_token="#38"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<end>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return write(folder, name)
+
+
+def _words() -> list[str]:
+    return [*WORDS, *(f"#{i}" for i in range(len(WORDS), 39)), "<end>"]
+
+
+def byte_tokens() -> tuple[list[str], list[str], list[int]]:
+    """Tokens, merges and types of tokens of a byte-level BPE with 300 tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merged = ["Ġ c", "a t", "Ġc at"]
+    tokens = [*alphabet, *(merge.replace(" ", "") for merge in merged)]
+    special = [f"<{i}>" for i in range(300 - len(tokens))]
+    return tokens + special, merged, [1] * len(tokens) + [3] * len(special)
+
+
+def write_gguf(file: Path, changes: dict | None = None, tokens: bool = True, quantized: Any = None) -> Path:
+    """Writes the network `bytes` as GGUF.
+
+    Args:
+        file: the file.
+        changes: facts that replace others or are added.
+        tokens: whether the tokenizer is written.
+        quantized: the type of the matrices, or None for float32.
+    """
+    c = config("bytes")
+    writer = gguf.GGUFWriter(file, "llama")
+    facts = {
+        "llama.block_count": 2, "llama.embedding_length": 32, "llama.feed_forward_length": 64,
+        "llama.attention.head_count": 4, "llama.attention.head_count_kv": 2, "llama.context_length": 64,
+        "llama.attention.key_length": 8, "llama.rope.freq_base": c["rope_theta"],
+        "llama.attention.layer_norm_rms_epsilon": c["rms_norm_eps"], "tokenizer.ggml.eos_token_id": 39,
+    } | (changes or {})  # fmt: skip
+    for key, value in facts.items():
+        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, bool: writer.add_bool}
+        if value is not None:
+            add[type(value)](key, value)
+    if tokens:
+        names, merges, kinds = byte_tokens()
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("smollm")
+        writer.add_token_list(names)
+        writer.add_token_merges(merges)
+        writer.add_token_types(kinds)
+    for key, tensor in tensors("bytes").items():
+        name = key.removeprefix("model.").replace("layers.", "blk.")
+        for old, new in _GGUF_NAMES.items():
+            name = name.replace(old, new)
+        if "q_proj" in key or "k_proj" in key:  # as in convert_hf_to_gguf.py: the halves of a head become neighbours
+            tensor = tensor.reshape(-1, 2, 4, 32).swapaxes(1, 2).reshape(tensor.shape)
+        if quantized is not None and tensor.ndim == 2:
+            writer.add_tensor(name, gguf.quants.quantize(tensor, quantized), raw_dtype=quantized)
+        else:
+            writer.add_tensor(name, np.ascontiguousarray(tensor))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+_GGUF_NAMES = {
+    "embed_tokens": "token_embd", "lm_head": "output", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm", "norm.weight": "output_norm.weight", "attn_output_norm": "attn_norm",
+    "ffn_output_norm": "ffn_norm",
+}  # fmt: skip
 
 
 def logits_of_transformers(folder: Path) -> np.ndarray:

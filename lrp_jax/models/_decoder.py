@@ -156,7 +156,7 @@ class Block(nn.Module):
         cos, sin = positions.cos[kind], positions.sin[kind]
         query, key = _rotated(query, cos, sin), _rotated(key, cos, sin)
         if past is not None:
-            at = (0,) * (key.ndim - 3) + (positions.start, 0, 0)
+            at = [jnp.asarray(i, jnp.int32) for i in (*(0,) * (key.ndim - 3), positions.start, 0, 0)]
             key, value = past = tuple(
                 jax.lax.dynamic_update_slice(old, new.astype(old.dtype), at)
                 for old, new in zip(past, (key, value), strict=True)

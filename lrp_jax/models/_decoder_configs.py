@@ -10,7 +10,7 @@ import numpy as np
 from lrp_jax.models._decoder import Attention, Config
 from lrp_jax.weights import WeightsError
 
-_MAX_LAYERS, _MAX_SIZE = 1000, 2**24
+_MAX_LAYERS, _MAX_SIZE = 1000, 2**20
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
 """The supported families: the `model_type` of transformers."""

@@ -110,7 +110,7 @@ class LanguageModel:
         padded = np.zeros(size, np.int32)
         padded[: len(ids)] = ids
         params = self.params if params is None else params
-        found, end = self._generate(params, padded, len(ids), len(ids) + count)
+        found, end = self._generate(params, padded, np.int32(len(ids)), np.int32(len(ids) + count))
         return np.asarray(found)[len(ids) : int(end)]
 
     def tokens(self, text: str) -> np.ndarray:

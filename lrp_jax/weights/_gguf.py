@@ -20,6 +20,7 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _TEXT, _ARRAY = 8, 9
 _VERSIONS = (2, 3)
 _MAX_DEPTH = 4  # of arrays in arrays
+_MAX_LENGTH = 2**24  # of an array; it becomes a list
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
@@ -90,6 +91,8 @@ class _Header:
             return self.text()
         if kind == _ARRAY and depth < _MAX_DEPTH:
             inner, count = self.number("I"), self.number("Q")
+            if count > _MAX_LENGTH:
+                raise ValueError(f"its header has an array of {count} values")
             if code := _NUMBERS.get(inner):
                 dtype = np.dtype(code).newbyteorder("<")
                 return np.frombuffer(self._bytes(count * dtype.itemsize), dtype).tolist()
