@@ -182,7 +182,7 @@ class Decoder(nn.Module):
             Block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, 0, 0),
+            in_axes=(nn.broadcast, 0, 0),  # pyright: ignore[reportArgumentType]
             length=c.layers,
         )
         self.layers, self.norm = stack(c), Norm(c.eps)

@@ -143,7 +143,7 @@ class _Facts:
         value: Any = self.facts.get(key)
         if value is None and default is not ...:
             return default
-        if type(value) not in (int, float) or not 0 < value < math.inf:
+        if not isinstance(value, int | float) or type(value) is bool or not 0 < value < math.inf:
             raise self._error(key, value, "a positive number")
         return float(value)
 
