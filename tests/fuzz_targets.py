@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import hashlib
 import io
+import json
 import pickle
 import struct
 import tempfile
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 import flax.serialization
 import h5py
+import language_models
 import numpy as np
 from PIL import Image
 from raw_server import FAULTS, OK, serving
@@ -24,8 +26,10 @@ from torch_files import opcodes, write
 
 from lrp_jax import weights
 from lrp_jax.data import digits, images
-from lrp_jax.models import minilm
-from lrp_jax.weights import WeightsError, _download
+from lrp_jax.guard import reading
+from lrp_jax.models import _decoder_files, llama, minilm
+from lrp_jax.models._decoder_configs import from_gguf, from_transformers
+from lrp_jax.weights import WeightsError, _download, _gguf
 
 
 class Target(NamedTuple):
@@ -188,6 +192,29 @@ def minilm_target(name: str) -> Target | None:
     return Target([contents[name]], read, (WeightsError, minilm.TextError))
 
 
+def language_targets() -> dict[str, Target]:
+    """A small language model as a GGUF file, and the config.json of another."""
+
+    def read_gguf(path):
+        with reading(path, "not a readable GGUF file", WeightsError):
+            facts = _gguf.metadata(path)
+        shapes = {name: tensor.shape for name, tensor in weights.read(path).items()}
+        config = from_gguf(facts, shapes, None, path)
+        llama.LanguageModel(config, {}, path, (), facts).tokens("a cat")
+
+    def read_config(path):
+        from_transformers(_decoder_files.read_json(path), path)
+
+    errors = WeightsError, minilm.TextError
+    model = in_memory(language_models.write_gguf)
+    empty = in_memory(lambda path: language_models.write_gguf(path, weights=False))
+    configs = [json.dumps(language_models.config(name)).encode() for name in ("llama", "gemma3")]
+    return {
+        "gguf": Target([model, empty], read_gguf, errors),
+        "language model config.json": Target(configs, read_config, errors),
+    }
+
+
 def download_target() -> Target:
     content = b"x" * 1000
     answers = [*FAULTS.values(), OK + b"Content-Length: 1000\r\n\r\n" + content,
@@ -206,7 +233,12 @@ def download_target() -> Target:
 
 def targets() -> dict[str, Target]:
     """All readers by name."""
-    found: dict[str, Target | None] = {**weight_targets(), **image_targets(), "download": download_target()}
+    found: dict[str, Target | None] = {
+        **weight_targets(),
+        **image_targets(),
+        **language_targets(),
+        "download": download_target(),
+    }
     found |= {"idx images": idx("test", 0), "idx labels": idx("train", 1)}
     found["idx, gzip"] = idx("test", 0)._replace(seeds=[gzip.compress(idx("test", 0).seeds[0])], pack=bytes)
     for name in ("config.json", "tokenizer.json", "sentence_bert_config.json"):

@@ -136,7 +136,9 @@ def byte_tokens() -> tuple[list[str], list[str], list[int]]:
     return tokens + special, merged, [1] * len(tokens) + [3] * len(special)
 
 
-def write_gguf(file: Path, changes: dict | None = None, tokens: bool = True, quantized: Any = None) -> Path:
+def write_gguf(
+    file: Path, changes: dict | None = None, tokens: bool = True, quantized: Any = None, weights: bool = True
+) -> Path:
     """Writes the network `bytes` as GGUF.
 
     Args:
@@ -144,6 +146,7 @@ def write_gguf(file: Path, changes: dict | None = None, tokens: bool = True, qua
         changes: facts that replace others or are added.
         tokens: whether the tokenizer is written.
         quantized: the type of the matrices, or None for float32.
+        weights: whether the tensors are written.
     """
     c = config("bytes")
     writer = gguf.GGUFWriter(file, "llama")
@@ -164,7 +167,7 @@ def write_gguf(file: Path, changes: dict | None = None, tokens: bool = True, qua
         writer.add_token_list(names)
         writer.add_token_merges(merges)
         writer.add_token_types(kinds)
-    for key, tensor in tensors("bytes").items():
+    for key, tensor in tensors("bytes").items() if weights else ():
         name = key.removeprefix("model.").replace("layers.", "blk.")
         for old, new in _GGUF_NAMES.items():
             name = name.replace(old, new)
