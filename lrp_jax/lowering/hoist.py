@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection
 
 import jax
+import jax.numpy as jnp
 
 from lrp_jax.core import compat, flatten, graph
 from lrp_jax.core.graph import Loop, Op, Value
@@ -70,13 +71,17 @@ def _taken_out(op: Op, known: set[Value], divide: Divide, done: list[Op]) -> Non
     outside = flatten.append(done, computed_once, list(constants.values()), op) if once else []
     stacked = flatten.append(done, computed_by_row, [*constants.values(), *rows.values()], op) if each_row else []
 
+    computed = {v for each in late for v in each.outputs}
+
     def rest(*operands):
         own, more = operands[: len(op.inputs)], operands[len(op.inputs) :]
         fixed, by_row = more[: len(once)], more[len(once) :]
 
         def iteration(values, row):
             env = dict(zip([*inputs, *once, *each_row], [*values, *fixed, *row], strict=True))
-            return list(map(graph.reader(graph.run(late, env)), results))
+            read = graph.reader(graph.run(late, env))
+            # without a copy, JAX makes a scan that does not write values which it only reads
+            return [read(v) if v in computed else jnp.array(read(v), copy=True) for v in results]
 
         return loop.scan(iteration, own, list(by_row))
 
