@@ -1,5 +1,6 @@
 """Joining word pieces to words, and the colours of words in a terminal, in HTML and in matplotlib."""
 
+import itertools
 import sys
 from types import SimpleNamespace
 
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from lrp_jax.data import text
+from lrp_jax.data import text, text_tables
 from lrp_jax.data.text import Word
+from lrp_jax.data.text_tables import Table
 
 SENTENCE = "Unhappy cats, \x1b[31m<b>!"
 ENCODING = SimpleNamespace(
@@ -106,3 +108,39 @@ def test_draw_wraps_lines_and_does_not_parse_mathematics():
     assert note.get_text() == "colours end at ±29"
     assert note.xyann[1] < drawn[-1].xyann[1]
     assert drawn[29].get_bbox_patch().get_facecolor() == pytest.approx((30 / 255, 89 / 255, 205 / 255, 1))
+
+
+TABLE = Table("by layer", WORDS[:3], np.array([[9.0, 9.0], [1.0, -2.0], [0.0, 0.5]]))
+
+
+def test_tables_show_numbers_or_colours_whose_scale_ignores_special_tokens():
+    assert TABLE.vmax == 2
+    numbers = text_tables.terminal(TABLE)
+    assert numbers.splitlines() == [
+        "by layer",
+        "               0         1",
+        "[CLS]         +9        +9",
+        "cold          +1        -2",
+        "<rain>        +0      +0.5",
+    ]
+    lines = text_tables.terminal(TABLE, colour=True).splitlines()
+    assert lines[1] == "        0  1"
+    assert lines[3] == "cold  \x1b[48;2;228;150;144m   \x1b[0m\x1b[48;2;30;89;205m   \x1b[0m"
+    assert lines[-1] == "colours end at ±2"
+
+
+def test_tables_in_html_are_escaped_and_contain_the_relevance():
+    page = text_tables.html(TABLE)
+    assert "<rain>" not in page
+    assert "&lt;rain&gt;" in page
+    assert 'background:rgb(30,89,205)" title="-2"' in page
+    assert page.count("<td") == 6
+
+
+def test_tables_are_drawn_below_the_text_and_each_other():
+    figure = text.figure([Word("word", 1.0)] * 40, "title")
+    drawn = [text_tables.draw_below(figure, TABLE._replace(title=title)) for title in ("$x", "b")]
+    boxes = [axes.get_tightbbox() for axes in figure.axes]
+    assert all(above.y0 > below.y1 for above, below in itertools.pairwise(boxes))
+    assert [t.get_text() for t in drawn[0].get_yticklabels()] == ["[CLS]", "cold", "<rain>"]
+    assert drawn[0].get_title(loc="left") == "$x; colours end at ±2"
