@@ -22,6 +22,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import lxt_models  # noqa: E402
 
+SOURCE = (
+    "Relevance and logits that LXT computed for random weights (benchmarks/lxt_reference.py). LXT, LRP-eXplains-"
+    "Transformers, commit f043441, Copyright (c) 2024 Fraunhofer-Gesellschaft and the authors, Clear BSD License:"
+    " github.com/rachtibat/LRP-eXplains-Transformers/blob/main/LICENSE. This file contains none of its code."
+)
 REFERENCE = ROOT / "tests" / "lxt_reference.json"
 PRESETS = ("attn_lrp", "cp_lrp")
 
@@ -32,7 +37,7 @@ def run(name: str, preset: str, casts: bool) -> dict:
     Args:
         name: the model.
         preset: `attn_lrp` or `cp_lrp`.
-        casts: whether LXT and transformers compute normalizations, softmax and angles in float32, their default.
+        casts: whether normalizations, the softmax and angles are computed in float32, as LXT and transformers do.
     """
     import torch
 
@@ -167,7 +172,7 @@ def main():
             )  # fmt: skip
             print(f"| {name} | `{preset}` |", " | ".join(f"{value:.0e}" for value in values), "|", flush=True)
     if arguments.write:
-        REFERENCE.write_text(json.dumps(reference))
+        REFERENCE.write_text(json.dumps({"source": SOURCE, "models": reference}) + "\n")
 
 
 if __name__ == "__main__":

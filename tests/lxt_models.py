@@ -4,8 +4,6 @@
 are a dict with the names of Hugging Face. `weights(shapes)` and `embeddings(config)` are random arrays from a seed.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,12 +42,12 @@ def weights(shapes):
     `RandomState` gives the same numbers with every version of NumPy.
     """
     random = np.random.RandomState(0)
-    return {name: _weight(name, random.normal(size=shape)) for name, shape in shapes.items()}
-
-
-def _weight(name, normal):
-    normal = normal / math.sqrt(normal.shape[-1]) if normal.ndim > 1 else normal / 4 + name.endswith("weight")
-    return normal.astype(np.float32).astype(np.float64)
+    found = {}
+    for name, shape in shapes.items():
+        scale = 1 / 4 if len(shape) == 1 else shape[-1] ** -0.5
+        mean = len(shape) == 1 and name.endswith("weight")  # of a normalization
+        found[name] = (random.normal(size=shape) * scale + mean).astype(np.float32).astype(np.float64)
+    return found
 
 
 def embeddings(config):

@@ -8,7 +8,7 @@ from networks import cnn, cnn_params, dense, images, max_pool
 
 import lrp_jax
 from lrp_jax import composites, rules
-from lrp_jax.composites import Composite, depth, first, kind, last
+from lrp_jax.composites import Composite, depth, first, gated, kind, last
 
 W = np.eye(4)
 X = np.array([[-2.0, -0.5, 0.3, 4.0], [1.5, -7.0, 0.1, 0.9]])
@@ -99,6 +99,7 @@ def test_rules_of_overview_vgg16_are_those_of_the_overview_chapter():
         ("epsilon_plus", TypeError, "expected a Composite"),
         (composites.epsilon_plus, TypeError, r"write epsilon_plus\(...\), with parentheses"),
         ([(first, rules.Zero())], TypeError, r"write first\(...\), with parentheses"),
+        ([(gated, rules.Zero())], TypeError, r"write gated\(...\), with parentheses"),
     ],
 )
 def test_wrong_composites_are_errors(composite, error, message):

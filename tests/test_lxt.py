@@ -20,7 +20,7 @@ from lrp_jax.composites import gated, kind
 
 pytestmark = pytest.mark.usefixtures("lenient")
 
-REFERENCE = json.loads((Path(__file__).parent / "lxt_reference.json").read_text())
+REFERENCE = json.loads((Path(__file__).parent / "lxt_reference.json").read_text())["models"]
 PRESETS = {"attn_lrp": composites.lxt.attn_lrp(), "cp_lrp": composites.lxt.cp_lrp()}
 
 
@@ -156,6 +156,12 @@ def test_gated_selects_the_products_with_a_known_gate():
     steps = lrp_jax.plan(fn, [(kind("dense"), rules.Zero()), (gated(), rules.SignalTakesAll())])(W, X).steps
     assert [s.rule for s in steps if s.kind == "product"] == [rules.SignalTakesAll(), rules.Uniform()]
     assert str(composites.lxt.cp_lrp()).splitlines()[-1].split() == ["gated()", "->", "SignalTakesAll(eps=0)"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_ledger_of_a_gated_mlp_is_balanced(preset):
+    ledger = lrp_jax.conservation(lambda p, x: GATED["gelu"](p, x, lambda z: z) @ p["o"], PRESETS[preset])(W, X)
+    assert ledger.balanced
 
 
 # Weights of the chosen outputs of a softmax

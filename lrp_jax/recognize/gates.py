@@ -101,8 +101,8 @@ def _of_each_element(op: Op) -> bool:
 
 
 def _hands_on(op: Op) -> bool:
-    """Whether it copies values, chooses among them, or adds or multiplies them at each place."""
-    return op.live and op.has(Trait.MOVE | Trait.CHOICE | Trait.TERM | Trait.FACTOR)
+    """Whether it copies values, chooses among them, negates them, or adds or multiplies them at each place."""
+    return op.live and (op.has(Trait.MOVE | Trait.CHOICE | Trait.TERM | Trait.FACTOR) or op.name == "neg")
 
 
 def _after_scale(graph: Graph, op: Op, bounds: Mapping[Value, Interval]) -> list[Value]:

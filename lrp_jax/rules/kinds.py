@@ -61,7 +61,7 @@ KINDS = {kind.name: kind for kind in (
          (PRODUCTS, GATED), Uniform()),
     Kind("modulation", "a value times a factor that is computed from it, such as in a selective scan",
          (PRODUCTS, GATED), Uniform()),
-    Kind("product", "any other product of two values", (PRODUCTS,), Uniform()),
+    Kind("product", "any other product of two values, such as a gated MLP", (PRODUCTS,), Uniform()),
     Kind("matmul", "any other matrix product or convolution of two values", (PRODUCTS,), Uniform()),
     Kind(CUSTOM, "a function decorated by `custom_rule`"),
 )}  # fmt: skip
