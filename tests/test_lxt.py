@@ -90,6 +90,7 @@ GATED = {
         (x @ p["b"]) * gate(jax.nn.relu(x @ p["a"]) - p["slope"] * jax.nn.relu(-(x @ p["a"])))
     ),
     "scaled": lambda p, x, gate: (x @ p["b"]) * gate(2.5 * jax.nn.silu(x @ p["a"])),
+    "negated": lambda p, x, gate: (x @ p["b"]) * gate(-jax.nn.relu(x @ p["a"])),
     "scaled by parameters": lambda p, x, gate: (x @ p["b"]) * gate(jax.nn.silu(x @ p["a"]) / p["slope"]),
     "shifted": lambda p, x, gate: (x @ p["b"]) * gate(1 + jax.nn.relu(x @ p["a"])),
     "masked": lambda p, x, gate: (x @ p["b"]) * gate(jnp.where(np.arange(6) < 4, jax.nn.silu(x @ p["a"]), 0)),

@@ -1,8 +1,8 @@
 """The composites of LXT (LRP-eXplains-Transformers), in its efficient form, with its stabilizers.
 
 LXT computes gradient x input with changed derivatives. So layers, products and normalizations have no stabilizer, and
-biases absorb relevance. Activations divide by their input + 1e-10. Relevance starts from the logit, and the explained
-argument are the embeddings.
+biases absorb relevance. Activations divide by their input + 1e-10. Relevance starts from the logit. The embeddings are
+explained.
 """
 
 from lrp_jax import rules
