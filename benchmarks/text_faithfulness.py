@@ -148,7 +148,7 @@ def rollout(model) -> Explain:
 
 
 def curves(model, steps: int) -> Callable[..., np.ndarray]:
-    """From ids, embeddings, relevance, the filling and the target to (logit or probability, MoRF or LeRF, steps + 1)."""
+    """From params, embeddings, relevance, filling and target to curves (logit or probability, order, steps + 1)."""
 
     @jax.jit
     def measured(params, x, relevance, fill, target):
@@ -204,7 +204,8 @@ def measure(count: int, file: Path) -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> Iterator[str]:
     """The lines of the table, the best first."""
-    yield f"{len(next(iter(results.values())))} texts of {TOKENS} tokens, {STEPS} steps, SmolLM2-135M-Instruct, float32."
+    count = len(next(iter(results.values())))
+    yield f"{count} texts of {TOKENS} tokens, {STEPS} steps, SmolLM2-135M-Instruct, float32."
     yield ""
     yield "| | logit, zeros | logit, mean embedding | probability, zeros | probability, mean embedding |"
     yield "|---|---|---|---|---|"
