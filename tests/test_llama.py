@@ -151,11 +151,27 @@ def test_relevance_of_a_span_is_the_sum_of_the_relevance_of_its_tokens(models, n
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_contrast_is_the_difference_of_two_relevances(models, name):
     model = models(name)
-    x, last = model.embed(model.params, IDS), np.array([8])
+    x, last = model.embed(model.params, IDS), np.array([-1])
     explain = lrp_jax.lrp(model.score, attn_lrp(), argnums=1)
     one, other = (explain(model.params, x, last, np.array([i])) for i in (4, 11))
     difference = explain(model.params, x, last, np.array([4]), np.array([11]))
     np.testing.assert_allclose(difference, one - other, rtol=1e-5, atol=1e-5)
+
+
+def test_tokens_and_positions_out_of_range_give_nan(models):
+    model = models("qwen2")
+    x = model.embed(model.params, IDS)
+    explain = lrp_jax.lrp(model.score, attn_lrp(), argnums=1)
+    for position, target, other in ((9, 3, 3), (8, 40, 3), (8, 3, 40)):
+        assert np.isnan(explain(model.params, x, np.array([position]), np.array([target]), np.array([other]))).all()
+
+
+def test_by_layer_and_by_head_of_a_network_with_one_layer(tmp_path):
+    model = llama.load(small.write(tmp_path, "llama", small.config("llama") | {"num_hidden_layers": 1}))
+    x = model.embed(model.params, IDS)
+    layers = lrp_jax.lrp(model.logits, attn_lrp(), argnums=1, layers=True)(model.params, x).layers
+    assert model.by_layer(layers).shape == (2, 9)
+    assert model.by_head(layers).shape == (1, 9, 4)
 
 
 def test_padding_and_batches_do_not_change_the_relevance(models):

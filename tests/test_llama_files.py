@@ -303,6 +303,11 @@ def test_values_that_are_too_large_for_the_dtype_are_an_error(tmp_path):
         llama.load(tmp_path, np.float16)
 
 
+def test_integers_are_no_dtype_of_weights(tmp_path):
+    with pytest.raises(TypeError, match="dtype is int8; expected a floating-point type"):
+        llama.load(tmp_path, np.int8)
+
+
 def test_a_missing_package_gguf_is_named(tmp_path, monkeypatch):
     file = small.write_gguf(tmp_path / "m.gguf")
     monkeypatch.setitem(sys.modules, "gguf", None)

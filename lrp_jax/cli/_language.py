@@ -10,6 +10,7 @@ from lrp_jax.cli._text_files import check_files, print_files, write_files
 _TOP = 5  # predictions that are shown
 _BUCKET = 32  # texts of similar length share compiled code
 _MANY = 512  # tokens for which values are computed again, to save memory
+_MAX_ROWS = 500  # of a table in an image
 
 
 class Explained(NamedTuple):
@@ -62,6 +63,8 @@ def explain_language(options) -> int:
         prompt = model.tokens(options.sentence)
         probabilities, logits = _predictions(model, prompt)
         explained = _explained(model, prompt, logits, options)
+        if options.png and (options.layers or options.heads is not None) and len(explained.ids) > _MAX_ROWS:
+            raise CommandError(f"--png: an image shows tables of at most {_MAX_ROWS} tokens; use --html or --json.")
         found = _relevance(model, explained, options)
         _report(model, explained, found, _top(model, probabilities, logits), options)
     except (WeightsError, llama.TextError) as error:

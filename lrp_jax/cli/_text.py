@@ -2,7 +2,7 @@
 
 import argparse
 
-from lrp_jax.cli._arguments import file_path, head_layer, positive, span
+from lrp_jax.cli._arguments import file_name, file_path, head_layer, positive, span
 from lrp_jax.cli._common import CommandError
 
 PRESETS = ("attn_lrp", "cp_lrp")
@@ -29,7 +29,7 @@ def add(commands) -> None:
     )
     text.add_argument("sentence", metavar="SENTENCE", help="the sentence to explain, or the text to continue")
     text.add_argument(
-        "--model", metavar="MODEL",
+        "--model", type=file_name, metavar="MODEL",
         help="smollm2, a folder of transformers with config.json, tokenizer.json and safetensors, or a GGUF file; "
         "or minilm, the default with --against",
     )  # fmt: skip

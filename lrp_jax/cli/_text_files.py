@@ -1,5 +1,6 @@
 """Writes the files of the command `lrp-jax text`."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ def write_files(options, html: Callable[[], str], figure: Callable[[], Any]) -> 
     from lrp_jax.files import writing
 
     def save(part: Path) -> None:
-        figure().savefig(part, dpi=150, format="png", metadata=SOFTWARE, bbox_inches="tight", pad_inches=0.15)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of characters that the font lacks
+            figure().savefig(part, dpi=150, format="png", metadata=SOFTWARE, bbox_inches="tight", pad_inches=0.15)
 
     writers: Mapping[Path | None, Callable[[Path], Any]] = {
         options.html: lambda part: part.write_text(html(), encoding="utf-8"),

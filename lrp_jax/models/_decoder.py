@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from lrp_jax import custom_rule, rules
 from lrp_jax.core.dtypes import at_least_float32
 
-BLOCK, LAST = "block", "last_block"
-"""Names in the plan: the input of each layer, and the output of the last one."""
+BLOCK, HEADS, LAST = "block", "heads", "last_block"
+"""Names in the plan: the input of each layer, the results of its attention heads, the output of the last layer."""
 
 ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": nn.gelu, "gelu": lambda x: nn.gelu(x, approximate=False)}
 
@@ -167,7 +167,7 @@ class Block(nn.Module):
         mask = _with_rank(positions.mask[kind], logits.ndim)
         weights = nn.softmax(jnp.where(mask, logits, jnp.finfo(logits.dtype).min)).astype(x.dtype)
         mixed = jnp.einsum("...gpqk,...kgd->...qgpd", weights, value)
-        return self.out(mixed.reshape(*before, c.heads * c.size)), past
+        return self.out(_heads(mixed.reshape(*before, c.heads * c.size))), past
 
 
 class Decoder(nn.Module):
@@ -220,7 +220,8 @@ class Decoder(nn.Module):
         """The logits (..., n) of one token at each of n outputs (..., n, width), minus those of other tokens."""
         if others is not None and self.config.logit_cap:
             return self.scores(hidden, targets) - self.scores(hidden, others)
-        rows = self._head[targets] if others is None else self._head[targets] - self._head[others]
+        row = lambda ids: self._head.at[jnp.asarray(ids)].get(mode="fill", fill_value=jnp.nan)
+        rows = row(targets) if others is None else row(targets) - row(others)
         return _capped(jnp.einsum("...td,td->...t", hidden, rows.astype(hidden.dtype)), self.config.logit_cap)
 
     @property
@@ -236,6 +237,11 @@ def empty_past(config: Config, batch: tuple[int, ...], tokens: int, dtype: Any) 
 
 @custom_rule(rules.Pass(), name=BLOCK)
 def _block(x):
+    return x
+
+
+@custom_rule(rules.Pass(), name=HEADS)
+def _heads(x):
     return x
 
 

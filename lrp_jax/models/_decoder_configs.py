@@ -92,8 +92,8 @@ def from_gguf(facts: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], fac
     frequencies = _frequencies(given.number(f"{family}.rope.freq_base", 10_000.0), size)
     frequencies = frequencies / given.number(f"{family}.rope.scaling.factor", 1.0)
     if factors is not None:
-        if np.shape(factors) != frequencies.shape:
-            raise WeightsError(f"{file}: rope_freqs.weight has shape {np.shape(factors)}, not {frequencies.shape}.")
+        if np.shape(factors) != frequencies.shape or not (factors > 0).all():
+            raise WeightsError(f"{file}: rope_freqs.weight must be {frequencies.size} positive numbers.")
         frequencies = frequencies / factors
     config = Config(
         vocabulary=shapes.get("token_embd.weight", [0])[0],

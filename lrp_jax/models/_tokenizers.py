@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lrp_jax.guard import reading
 from lrp_jax.models.minilm import TextError
@@ -11,13 +11,29 @@ _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
+
+
+class _Split(NamedTuple):
+    """How a text is split before the BPE.
+
+    Attributes:
+        pattern: the regular expression of the parts. None: that of GPT-2.
+        single_digits: whether each digit is a part.
+        whole: whether a part that is a token stays whole, without regard to the merges.
+    """
+
+    pattern: str | None = None
+    single_digits: bool = False
+    whole: bool = False
+
+
 _SPLITS = {
-    "gpt-2": (False, None),
-    "smollm": (True, None),
-    "llama-bpe": (False, _LLAMA3),
-    "qwen2": (False, _LLAMA3.replace("{1,3}", "")),
+    "gpt-2": _Split(),
+    "smollm": _Split(single_digits=True),
+    "llama-bpe": _Split(_LLAMA3, whole=True),
+    "qwen2": _Split(_LLAMA3.replace("{1,3}", "")),
 }
-"""How a text is split before the BPE, by its name in GGUF: whether digits are single, and the regular expression."""
+"""The splits by their names in GGUF files."""
 
 _CONTROL, _USER_DEFINED = 3, 4
 """The types of special tokens in GGUF files."""
@@ -53,20 +69,21 @@ def from_gguf(facts: Mapping[str, Any], file: Path) -> Any:
             "file tokenizer.json beside it."
         )
     with reading(file, "not a readable tokenizer", TextError, end="."):
-        return _byte_level_bpe(library, facts, *_SPLITS[split])
+        return _byte_level_bpe(library, facts, _SPLITS[split])
 
 
-def _byte_level_bpe(library: Any, facts: Mapping[str, Any], single_digits: bool, pattern: str | None) -> Any:
+def _byte_level_bpe(library: Any, facts: Mapping[str, Any], split: _Split) -> Any:
     from tokenizers import decoders, models, pre_tokenizers, processors
 
     tokens, merges = facts["tokenizer.ggml.tokens"], facts["tokenizer.ggml.merges"]
     kinds = facts.get("tokenizer.ggml.token_type", [])
+    numbers = {token: i for i, token in enumerate(tokens)}
     pairs = [tuple(merge.split(" ")) for merge in merges]
-    tokenizer = library.Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, pairs))
-    before: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if single_digits else []
-    if pattern:
-        before.append(pre_tokenizers.Split(library.Regex(pattern), "isolated"))
-    before.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None))
+    tokenizer = library.Tokenizer(models.BPE(numbers, pairs, ignore_merges=split.whole))
+    before: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if split.single_digits else []
+    if split.pattern:
+        before.append(pre_tokenizers.Split(library.Regex(split.pattern), "isolated"))
+    before.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split.pattern is None))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(before)
     tokenizer.decoder = decoders.ByteLevel()
     special = [token for token, kind in zip(tokens, kinds, strict=False) if kind in (_CONTROL, _USER_DEFINED)]

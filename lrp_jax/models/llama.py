@@ -22,7 +22,7 @@ import numpy as np
 from lrp_jax import weights
 from lrp_jax.guard import reading
 from lrp_jax.models import _decoder_files, _tokenizers
-from lrp_jax.models._decoder import BLOCK, LAST, Config, Decoder, empty_past
+from lrp_jax.models._decoder import BLOCK, HEADS, LAST, Config, Decoder, empty_past
 from lrp_jax.models.minilm import TextError
 
 __all__ = ["Config", "Decoder", "LanguageModel", "TextError", "load"]
@@ -30,11 +30,14 @@ __all__ = ["Config", "Decoder", "LanguageModel", "TextError", "load"]
 _LIMIT = 4096
 """The limit of tokens if the files of a network state none."""
 
+_CONTEXT = 4
+"""The number of tokens before a token that may change its text."""
+
 _BUCKET = 32
 """Lengths are rounded up to a multiple of this number, so that texts of similar length share compiled code."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class LanguageModel:
     """A language model with its weights.
 
@@ -85,7 +88,7 @@ class LanguageModel:
         """Returns the sum (..., 1) of the logits of n tokens, each at its own position.
 
         Only the rows of these tokens are read from the head. Relevance is linear in its start, so one backward pass
-        gives the sum of the relevance of the n logits.
+        gives the sum of the relevance of the n logits. The result is NaN if a position or an id is out of range.
 
         Args:
             params: the weights.
@@ -94,7 +97,10 @@ class LanguageModel:
             targets: (n,) the ids of the tokens.
             others: (n,) ids of tokens whose logits are subtracted.
         """
-        hidden = self._hidden(params, embeddings)[..., jnp.asarray(positions), :]
+        hidden, positions = self._hidden(params, embeddings), jnp.asarray(positions)
+        exists = (positions >= -hidden.shape[-2]) & (positions < hidden.shape[-2])
+        targets = jnp.where(exists, jnp.asarray(targets), self.config.vocabulary)
+        hidden = hidden.at[..., positions, :].get(mode="clip")
         return jnp.sum(self._apply(params, hidden, targets, others, method="scores"), -1, keepdims=True)
 
     def generate(self, ids: Any, count: int, params: weights.Params | None = None) -> np.ndarray:
@@ -136,12 +142,15 @@ class LanguageModel:
 
     def texts(self, ids: Sequence[int]) -> list[str]:
         """Returns the text of each token. Of tokens that are parts of one character, the last one has the character."""
-        found, whole = [], ""
-        for i in range(len(ids)):
-            text = self.tokenizer.decode(list(ids[: i + 1]), skip_special_tokens=False)
-            incomplete = text.endswith("\N{REPLACEMENT CHARACTER}") and i + 1 < len(ids)
-            found.append("" if incomplete else text[len(whole) :])
-            whole = whole if incomplete else text
+        found, done = [], 0  # `done` counts the tokens before the current character
+        for i in range(1, len(ids) + 1):
+            start = max(0, done - _CONTEXT)
+            before, after = (
+                self.tokenizer.decode(list(ids[start:end]), skip_special_tokens=False) for end in (done, i)
+            )
+            incomplete = after.endswith("\N{REPLACEMENT CHARACTER}") and i < len(ids)
+            found.append("" if incomplete else after[len(before) :])
+            done = done if incomplete else i
         return found
 
     @functools.cached_property
@@ -173,8 +182,8 @@ class LanguageModel:
         Args:
             layers: `Explanation.layers` of an explanation with `layers=True`.
         """
-        names = [BLOCK if i == 0 else f"{BLOCK}#{i + 1}" for i in range(self.config.layers)]
-        return np.stack([np.asarray(layers[name], np.float64).sum(-1) for name in [*names, LAST]])
+        found = [np.asarray(layers[name], np.float64).sum(-1) for name in (*self._uses(BLOCK), LAST)]
+        return np.stack(found)
 
     def by_head(self, layers: Mapping[str, Any]) -> np.ndarray:
         """Returns the relevance (layers, ..., tokens, heads) of the result of each head, before the output projection.
@@ -182,9 +191,12 @@ class LanguageModel:
         Args:
             layers: `Explanation.layers` of an explanation with `layers=True`.
         """
-        c = self.config
-        found = np.stack([np.asarray(layers[f"layers/out/kernel[{i}]"], np.float64) for i in range(c.layers)])
-        return found.reshape(*found.shape[:-1], c.heads, c.size).sum(-1)
+        found = np.stack([np.asarray(layers[name], np.float64) for name in self._uses(HEADS)])
+        return found.reshape(*found.shape[:-1], self.config.heads, self.config.size).sum(-1)
+
+    def _uses(self, name: str) -> list[str]:
+        """The names of a mark in all layers."""
+        return [name, *(f"{name}#{i + 1}" for i in range(1, self.config.layers))]
 
     def _hidden(self, params: weights.Params, embeddings: Any) -> jax.Array:
         return self._apply(params, embeddings, method="hidden")[0]
@@ -197,27 +209,24 @@ class LanguageModel:
         """The function that appends tokens to padded ids. It keeps keys and values."""
 
         def generate(params, ids, start, end):
-            def after(x, at, past):
-                hidden, past = self._apply(params, x, at, past, method="hidden")
-                return hidden, past
+            hidden = functools.partial(self._apply, params, method="hidden")
 
             def step(state):
                 ids, place, token, past = state
                 ids = jax.lax.dynamic_update_index_in_dim(ids, token, place, 0)
-                hidden, past = after(self.embed(params, token[None]), place, past)
-                return ids, place + 1, self._best(params, hidden[0]), past
+                after, past = hidden(self.embed(params, token[None]), place, past)
+                return ids, place + 1, self._best(params, after[0]), past
 
             def goes_on(state):
                 _, place, token, _ = state
-                ended = jnp.isin(token, jnp.asarray(self.ends, jnp.int32)) if self.ends else False
-                return (place < end) & ~jnp.asarray(ended)
+                return (place < end) & ~jnp.isin(token, jnp.asarray(self.ends, jnp.int32))
 
             x = self.embed(params, ids)
-            hidden, past = after(x, jnp.int32(0), empty_past(self.config, (), len(ids), x.dtype))
-            state = ids, start, self._best(params, hidden[start - 1]), past
+            after, past = hidden(x, jnp.int32(0), empty_past(self.config, (), len(ids), x.dtype))
+            state = ids, start, self._best(params, after[start - 1]), past
             ids, place, token, _ = jax.lax.while_loop(goes_on, step, state)
-            ids = jnp.where(place < end, jax.lax.dynamic_update_index_in_dim(ids, token, place, 0), ids)
-            return ids, jnp.minimum(place + 1, end)
+            ended = jax.lax.dynamic_update_index_in_dim(ids, token, place, 0)  # by a token in `ends`
+            return jnp.where(place < end, ended, ids), jnp.minimum(place + 1, end)
 
         return jax.jit(generate)
 
@@ -236,5 +245,8 @@ def load(source: str | Path = "smollm2", dtype: Any = np.float32) -> LanguageMod
 
     Raises:
         WeightsError: a file is missing or damaged, or the network is of another kind.
+        TypeError: `dtype` is not floating-point.
     """
+    if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+        raise TypeError(f"dtype is {jnp.dtype(dtype)}; expected a floating-point type such as float32 or bfloat16.")
     return LanguageModel(*_decoder_files.read(source, dtype))
