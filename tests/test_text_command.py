@@ -118,6 +118,13 @@ def test_text_files_and_tables_are_written(folder, tmp_path, capsys):
     assert "a.png exists; use --overwrite" in err
 
 
+def test_tables_that_are_too_long_for_an_image_are_refused(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("lrp_jax.cli._language._MAX_ROWS", 3)
+    code, out, err = run(capsys, TEXT, "--model", folder, "--layers", "--png", tmp_path / "a.png")
+    assert (code, out) == (2, "")
+    assert "--png: an image shows tables of at most 3 tokens; use --html or --json" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
