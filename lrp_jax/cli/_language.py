@@ -1,6 +1,7 @@
 """`lrp-jax text TEXT --model ...`: the relevance of tokens for the next token, or for generated ones."""
 
 import json
+import operator
 from typing import Any, NamedTuple
 
 import lrp_jax
@@ -157,7 +158,7 @@ def _relevance(model, explained: Explained, options) -> Found:
 
     from lrp_jax import composites
 
-    composite = getattr(composites, options.preset or "attn_lrp")()
+    composite = operator.attrgetter(options.preset or "attn_lrp")(composites)()
     count = int(explained.positions[-1]) + 1
     ids = _padded(explained.ids[:count])
     detailed = options.layers or options.heads is not None
