@@ -83,13 +83,15 @@ def test_spans_of_generated_tokens_are_explained(folder, model, capsys):
 @pytest.mark.slow
 def test_presets_and_dtypes_change_the_relevance(folder, capsys):
     found = [
-        record(capsys, folder, TEXT, *options) for options in ([], ["--preset", "cp_lrp"], ["--dtype", "bfloat16"])
+        record(capsys, folder, TEXT, *options)
+        for options in ([], ["--preset", "cp_lrp"], ["--dtype", "bfloat16"], ["--preset", "lxt.attn_lrp"])
     ]
-    attn, cp, half = ([token["relevance"] for token in each["tokens"]] for each in found)
+    attn, cp, half, lxt = ([token["relevance"] for token in each["tokens"]] for each in found)
     assert not np.allclose(attn, cp, rtol=0.01)
+    np.testing.assert_allclose(lxt, attn, rtol=0.01, atol=0.01)  # other stabilizers
     assert attn != half
     assert np.corrcoef(attn, half)[0, 1] > 0.98
-    assert [each["preset"] for each in found] == ["attn_lrp", "cp_lrp", "attn_lrp"]
+    assert [each["preset"] for each in found] == ["attn_lrp", "cp_lrp", "attn_lrp", "lxt.attn_lrp"]
     assert found[2]["dtype"] == "bfloat16"
 
 

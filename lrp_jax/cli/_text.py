@@ -5,7 +5,7 @@ import argparse
 from lrp_jax.cli._arguments import file_name, file_path, head_layer, positive, span
 from lrp_jax.cli._common import CommandError
 
-PRESETS = ("attn_lrp", "cp_lrp")
+PRESETS = ("attn_lrp", "cp_lrp", "lxt.attn_lrp", "lxt.cp_lrp")
 """The composites for language models by name, the default one first."""
 
 DTYPES = ("float32", "bfloat16")
