@@ -227,7 +227,7 @@ def main() -> None:
         type=Path,
         default=Path("docs/text_faithfulness.json"),
         metavar="FILE",
-        help="the raw numbers; those that exist are not measured again",
+        help="numbers that are not measured again",
     )
     parser.add_argument("--write", type=Path, metavar="PAGE", help="the page that gets the table")
     options = parser.parse_args()
