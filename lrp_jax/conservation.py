@@ -51,7 +51,7 @@ def conservation(
     positivity, consistency).
     """
     function, composite, output = Function(fn, argnums, select), as_composite(composite), outputs.checked(output)
-    of_examples = jax.jit(functools.partial(_of_examples, function, composite, output), static_argnums=0)
+    compiled = jax.jit(functools.partial(of_examples, function, composite, output), static_argnums=0)
 
     def ledger(*args, target=None, relevance=None):
         x, others = function.split(args)
@@ -59,7 +59,7 @@ def conservation(
         target, relevance = targets.check_call(target, relevance)
         examples = _check_examples(x, others, axes, target, relevance)
         try:
-            found = of_examples(axes, x, others, target, relevance)
+            found = compiled(axes, x, others, target, relevance)
         except (TypeError, ValueError) as e:
             constant = [other for other, axis in zip(others, axes, strict=True) if axis is None]
             if any(np.shape(leaf)[:1] == (examples,) for leaf in jax.tree.leaves(constant)):
@@ -79,7 +79,7 @@ def conservation(
     return ledger
 
 
-def _of_examples(
+def of_examples(
     function: Function,
     composite: Composite,
     output: Output,

@@ -98,7 +98,11 @@ class Ledger:
 
     def relative_residual(self, row: Row) -> float:
         """The largest residual of a row over the examples, as a share of the absolute relevance of its step."""
-        return float(np.max(np.abs(row.residual) / self._scale(row), initial=0.0))
+        return float(np.max(self.residual_shares(row), initial=0.0))
+
+    def residual_shares(self, row: Row) -> Float[np.ndarray, " examples"]:
+        """The residual of a row for each example, as a share of the absolute relevance of its step."""
+        return np.abs(row.residual) / self._scale(row)
 
     def _scale(self, row: Row) -> Float[np.ndarray, " examples"]:
         """The size with which a residual is compared, for each example."""

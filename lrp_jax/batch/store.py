@@ -200,8 +200,7 @@ def create(
         BatchError: the folder contains other files, or a package is missing.
     """
     zarr, path = import_zarr(), Path(path).absolute()
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise BatchError(f"{path} exists and is no store of lrp_jax; give another name.")
+    check_new(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.lrp_jax.part")
     shutil.rmtree(part, ignore_errors=True)  # of a killed process
@@ -221,6 +220,13 @@ def create(
         shutil.rmtree(part, ignore_errors=True)
         raise
     return open_store(path)
+
+
+def check_new(path: str | Path) -> None:
+    """Raises BatchError if a store cannot be made because there is something of this name."""
+    path = Path(path)
+    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+        raise BatchError(f"{path} exists and is no store of lrp_jax; give another name.")
 
 
 def check_settings(store: Store, settings: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from lrp_jax.evaluation import Removal
 from lrp_jax.ledger import LOSSES, Ledger
 from lrp_jax.rules.kinds import LAYERS
 
-_LOSS_COLOURS = ("#4d4d4d", "#e69f00", "#009e73", "#a6761d", "#8172b3")  # neither red nor blue: these mean a sign
+LOSS_COLOURS = ("#4d4d4d", "#e69f00", "#009e73", "#a6761d", "#8172b3")  # neither red nor blue: these mean a sign
 
 
 def removals(found: Mapping[str, Removal], ax: Axes, *, confidence: bool = True, legend: bool = True) -> Axes:
@@ -83,7 +83,7 @@ def ledger(ledger: Ledger, ax: Axes) -> Axes:
             lost.append(total)
     ax.axvline(float(ledger.score.sum()), color="0.6", linewidth=0.8, linestyle="--", label="score")
     ax.barh(positions, passed, color=diverging(np.sign(passed) * 0.6), label="relevance of the layer's input")
-    for reason, colour, amounts in zip(LOSSES, _LOSS_COLOURS, np.array(lost).T, strict=True):
+    for reason, colour, amounts in zip(LOSSES, LOSS_COLOURS, np.array(lost).T, strict=True):
         if np.abs(amounts).max() > 1e-3 * np.abs(ledger.score).sum():
             ax.plot(amounts, positions, color=colour, marker="o", markersize=3, label=f"lost so far: {reason}")
     ax.axvline(0, color="0.2", linewidth=0.8)

@@ -1,0 +1,21 @@
+"""Explains whole data sets into Zarr stores: on all devices and several hosts, and again after an interruption."""
+
+from lrp_jax.batch.dataset import explain_dataset
+from lrp_jax.batch.report import Totals, ledger, totals
+from lrp_jax.batch.run import Summary
+from lrp_jax.batch.sources import open_input
+from lrp_jax.batch.store import STATUS, BatchError, Store, is_store, open_store
+
+__all__ = [
+    "STATUS",
+    "BatchError",
+    "Store",
+    "Summary",
+    "Totals",
+    "explain_dataset",
+    "is_store",
+    "ledger",
+    "open_input",
+    "open_store",
+    "totals",
+]
