@@ -2,7 +2,6 @@
 
 import os
 import random
-import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from lrp_jax import batch
 from lrp_jax.batch import program, reading, store as stores
 
 SCRIPT = Path(batch_script.__file__)
+CHUNKS = 8
 
 
 def start(store, *arguments, devices=1, seconds=0.0):
@@ -53,22 +53,29 @@ def whole(tmp_path_factory):
 
 
 def kill_at_random(store, kills, seed):
-    """Kills the script at random moments after it has made the store, and starts it again, until it ends."""
-    moments = random.Random(seed)
+    """Kills the script at random moments and starts it again, until it ends. Returns the complete chunks at each kill.
+
+    A moment is shortly after the folder of the store appears, with a hidden name or its own, or after 0 to 2 chunks.
+    """
+    moments, complete = random.Random(seed), [0]
     for _ in range(kills):
         process = start(store, devices=2, seconds=0.02)
-        deadline = time.monotonic() + moments.uniform(0, 0.4)
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-            if not store.exists():
-                deadline = time.monotonic() + moments.uniform(0, 0.4)
-        process.send_signal(signal.SIGKILL)
+        while not (store.exists() or list(store.parent.glob(".*.part"))) and process.poll() is None:
+            time.sleep(0.002)
+        wanted = complete[-1] + moments.randint(0, 2)
+        while len(list((store / "status").glob("c/*"))) < wanted and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.1))
+        process.kill()
         process.communicate()
+        complete.append(len(list((store / "status").glob("c/*"))))
     ended(start(store, devices=2))
+    return complete[1:]
 
 
 def test_a_killed_run_continues_and_ends_with_the_same_bits(tmp_path, whole):
-    kill_at_random(tmp_path / "store", 2, seed=0)
+    first, second = kill_at_random(tmp_path / "store", 2, seed=2)
+    assert first < second < CHUNKS
     assert files(tmp_path / "store") == whole
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 

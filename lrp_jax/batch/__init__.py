@@ -1,7 +1,7 @@
 """Explains whole data sets into Zarr stores: on all devices and several hosts, and again after an interruption."""
 
 from lrp_jax.batch.dataset import explain_dataset
-from lrp_jax.batch.report import Totals, ledger, totals
+from lrp_jax.batch.report import Totals, draw, ledger, totals
 from lrp_jax.batch.run import Summary
 from lrp_jax.batch.sources import open_input
 from lrp_jax.batch.store import STATUS, BatchError, Store, is_store, open_store
@@ -12,6 +12,7 @@ __all__ = [
     "Store",
     "Summary",
     "Totals",
+    "draw",
     "explain_dataset",
     "is_store",
     "ledger",

@@ -55,6 +55,7 @@ def explain_dataset(
     retry: bool = False,
     progress: bool | None = None,
     settings: Mapping[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
     classes: Sequence[str] | None = None,
     say: Callable[[str], None] = functools.partial(print, file=sys.stderr),
 ) -> Summary:
@@ -84,6 +85,7 @@ def explain_dataset(
         retry: whether chunks with items that could not be explained are computed again.
         progress: whether progress is shown on standard error; by default, if this is a terminal.
         settings: further settings to record and to compare, such as the name of the model.
+        about: descriptions to record, which may change.
         classes: the names of the classes.
         say: called with messages, such as a smaller batch size.
 
@@ -110,7 +112,7 @@ def explain_dataset(
     def make_store() -> tuple[Store, Program] | None:
         if jax.process_index():
             return None
-        return _open_or_make(store, source, make, given, batch_size, chunk, classes, first)
+        return _open_or_make(store, source, make, given, batch_size, chunk, classes, first, about or {})
 
     def open_made() -> tuple[Store, Program]:
         opened = stores.open_store(store)
@@ -178,6 +180,7 @@ def _open_or_make(
     chunk: int | None,
     classes: Sequence[str] | None,
     first: np.ndarray,
+    about: Mapping[str, Any],
 ) -> tuple[Store, Program]:
     """The store of this path, and the program for its batch size. A store that does not exist is made."""
     stores.import_zarr()
@@ -199,7 +202,7 @@ def _open_or_make(
         raise BatchError(f"chunk is {chunk}; expected a multiple of the batch size, {size}.")
     if classes is not None:
         coordinates["class"] = ("class", list(classes))
-    about = {"settings": {**given, "batch size": size, "chunk": chunk}}
+    about = {**about, "settings": {**given, "batch size": size, "chunk": chunk}}
     return stores.create(path, source.names, columns, coordinates, chunk, about), program
 
 

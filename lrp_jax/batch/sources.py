@@ -29,6 +29,8 @@ class Source(Protocol):
 class ImageFiles:
     """Image files, preprocessed for a network."""
 
+    is_slow = True  # to decode
+
     def __init__(self, paths: Sequence[str], names: Sequence[str], preprocessing: Any):
         self.paths, self.names, self.preprocessing = paths, names, preprocessing
 
@@ -84,6 +86,8 @@ class ArrayRows:
 
 class Records:
     """The records of an ArrayRecord file. Each is an encoded image, such as the bytes of a JPEG file."""
+
+    is_slow = True
 
     def __init__(self, path: str, preprocessing: Any):
         self.path, self.preprocessing, self.count = path, preprocessing, len(_records(path))

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 import lrp_jax
-from lrp_jax.cli import _check, _compare, _explain, _gallery, _layers, _mnist, _table, _text, _weights
+from lrp_jax.cli import _batch, _check, _compare, _explain, _gallery, _layers, _mnist, _table, _text, _weights
 from lrp_jax.cli._common import CommandError, cache_folder, enable_compilation_cache, print_error
 from lrp_jax.cli._parser import Parser
 
@@ -67,6 +67,6 @@ def _parser() -> argparse.ArgumentParser:
     cache = f"do not keep compiled code for later calls in {cache_folder().replace('%', '%%')}"
     parser.add_argument("--no-cache", action="store_false", dest="cache", help=cache)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (_explain, _check, _compare, _layers, _gallery, _text, _weights, _mnist, _table):
+    for module in (_explain, _check, _compare, _layers, _gallery, _text, _weights, _mnist, _table, _batch):
         module.add(commands)
     return parser

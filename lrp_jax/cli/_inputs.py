@@ -70,12 +70,7 @@ def drawing_options(options) -> dict[str, Any]:
 def read_inputs(options) -> tuple[Any, int | None, list[InputImage], int]:
     """Returns the model, the class to explain, the readable images, and the exit code 2 if an image is unreadable."""
     model = load_model(options.model)
-    options.composite = model.presets[0] if options.composite is None else options.composite
-    if options.composite not in model.composites:
-        near = did_you_mean(options.composite, model.composites)
-        raise CommandError(
-            f"no composite {options.composite!r}; the composites are {', '.join(model.composites)}.{near}"
-        )
+    options.composite = composite_of(model, options.composite)
     target = find_class(model, options.target)
     if options.top > len(model.classes):
         raise CommandError(f"--top {options.top}, but {model.name} has only {len(model.classes)} classes.")
@@ -92,6 +87,15 @@ def read_inputs(options) -> tuple[Any, int | None, list[InputImage], int]:
         except CommandError as error:
             exit_code = print_error(error)
     return model, target, images, exit_code
+
+
+def composite_of(model, name: str | None) -> str:
+    """The name of a composite given on the command line, or the recommended one."""
+    name = model.presets[0] if name is None else name
+    if name not in model.composites:
+        near = did_you_mean(name, model.composites)
+        raise CommandError(f"no composite {name!r}; the composites are {', '.join(model.composites)}.{near}")
+    return name
 
 
 def find_class(model, name: str | None) -> int | None:
