@@ -7,7 +7,6 @@ import sys
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import lrp_jax
@@ -42,7 +41,7 @@ def network(params, x):
 
 def parameters():
     rng = np.random.default_rng(0)
-    shapes = {"conv": (3, 3, 2, 4), "bias": (4,), "dense": (144, 5)}
+    shapes = {"conv": (3, 3, 2, 4), "bias": (1, 1, 1, 4), "dense": (144, 5)}
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 

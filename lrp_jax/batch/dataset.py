@@ -57,7 +57,7 @@ def explain_dataset(
     settings: Mapping[str, Any] | None = None,
     about: Mapping[str, Any] | None = None,
     classes: Sequence[str] | None = None,
-    say: Callable[[str], None] = functools.partial(print, file=sys.stderr),
+    say: Callable[[str], Any] | None = None,
 ) -> Summary:
     """Explains all items of a data set, and writes the results to a store.
 
@@ -87,7 +87,7 @@ def explain_dataset(
         settings: further settings to record and to compare, such as the name of the model.
         about: descriptions to record, which may change.
         classes: the names of the classes.
-        say: called with messages, such as a smaller batch size.
+        say: called with messages, such as a smaller batch size; by default they are printed to standard error.
 
     Returns:
         A `Summary`. Items that cannot be read, or whose relevance is not finite, are recorded in the store.
@@ -121,12 +121,12 @@ def explain_dataset(
 
     opened, program = _together(make_store) or (None, None)
     opened, program = _together(lambda: (opened, program) if opened and program else open_made())
-    if targets is not None and not (0 <= targets.min() and targets.max() < program.classes):
+    if targets is not None and not (targets.min() >= 0 and targets.max() < program.classes):
         raise BatchError(f"a target is out of range; expected 0 to {program.classes - 1}.")
     if retry and not jax.process_index():
         opened.reset([UNREADABLE, NOT_FINITE])
     done = _from_first_process(opened.done())
-    return _execute(program, opened, source, targets, done, workers, progress, say)
+    return _execute(program, opened, source, targets, done, workers, progress, say or _say)
 
 
 def _execute(
@@ -137,7 +137,7 @@ def _execute(
     done: np.ndarray,
     workers: int,
     progress: bool | None,
-    say: Callable[[str], None],
+    say: Callable[[str], Any],
 ) -> Summary:
     """Explains the chunks of this process that are not done."""
     from tqdm import tqdm
@@ -190,10 +190,8 @@ def _open_or_make(
         opened.remove_parts()
         return opened, make(opened.settings["batch size"])
     stores.check_new(path)
-    if isinstance(batch_size, int):
-        program = make(min(batch_size, len(source)))
-    else:
-        program = _fastest(make, first, len(source))
+    fixed = isinstance(batch_size, int)
+    program = make(min(batch_size, len(source))) if fixed else _fastest(make, first, len(source))
     size, columns, coordinates = program.size, program.columns, dict(program.coordinates)
     if chunk is None:
         row = max(int(np.prod(column.shape)) * np.dtype(column.dtype).itemsize for column in columns.values())
@@ -267,6 +265,10 @@ def _versions() -> dict[str, str]:
         "lrp_jax": lrp_jax.__version__, "jax": jax.__version__, "jaxlib": importlib.metadata.version("jaxlib"),
         "device": jax.local_devices()[0].device_kind,
     }  # fmt: skip
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _sha256(data: str | bytes) -> str:

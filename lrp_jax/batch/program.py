@@ -59,15 +59,15 @@ class Program:
 
     def __init__(self, explain: Explainer, params: Any, item: jax.ShapeDtypeStruct, size: int, wanted: Wanted):
         self.explain, self.params, self.item, self.size, self.wanted = explain, params, item, size, wanted
-        self.mesh = mesh_of(params)
+        self.mesh, sharded = mesh_of(params)
         self.devices = self.mesh.shape[AXIS]
-        one = jax.ShapeDtypeStruct((size, *item.shape), item.dtype)
-        options = {"logits": True, "layers": bool(wanted.layers)}
-        full: Any = dataclasses.replace(explain, **options)
-        if full.remat:
+        self._check_logits()
+        full: Any = dataclasses.replace(explain, logits=True, layers=bool(wanted.layers))
+        if full.remat or sharded:  # a prepared function keeps the placement with which it was traced
             ready, self._of = params, full
         else:
-            ready, self._of = full.prepare(params, jnp.zeros(one.shape, one.dtype)), lambda ready, x, **o: ready(x, **o)
+            ready = full.prepare(params, jnp.zeros((size, *item.shape), item.dtype))
+            self._of = lambda ready, x, **options: ready(x, **options)
         self.known = _placed((ready, params if wanted.ledger else None), self.mesh)
         self.columns, self.coordinates = self._describe()
         self.classes: int = self.columns["logits"].shape[0]
@@ -110,6 +110,17 @@ class Program:
             results |= {"ledger": jnp.stack(table, 1), "ledger_ends": sums}
         return results
 
+    def _check_logits(self) -> None:
+        """Raises BatchError if the function does not return one row of logits for each item."""
+        x = jax.ShapeDtypeStruct((self.size, *self.item.shape), self.item.dtype)
+        x, others = self.explain.function.split((self.params, x))
+        logits = jax.eval_shape(self.explain.function, x, *others)
+        if len(logits.shape) != 2 or logits.shape[0] != self.size:
+            raise BatchError(
+                f"the function returned logits of shape {logits.shape} for {self.size} items; expected one row of"
+                " logits for each item."
+            )
+
     def _ledger(self, params: Any, x: Any, target: Any) -> Any:
         """The sums and the rows of the ledger, and what is known of its steps."""
         x, others = self.explain.function.split((params, x))
@@ -125,11 +136,6 @@ class Program:
             found = jax.eval_shape(lambda ready, x: self._of(ready, x).layers, ready, x)
             _check_layers(self.wanted.layers, {name: layer.shape for name, layer in found.items()}, self.size)
         shapes = jax.eval_shape(self._results, self.known, x, target)
-        if len(shapes["logits"].shape) != 2 or shapes["logits"].shape[0] != self.size:
-            raise BatchError(
-                f"the function returned logits of shape {shapes['logits'].shape} for {self.size} items; expected one"
-                " row of logits for each item."
-            )
         kinds = _axes(self.item.shape, self.wanted)
         columns = {}
         for name, found in shapes.items():
@@ -151,8 +157,8 @@ class Program:
         return columns, coordinates
 
 
-def mesh_of(params: Any) -> Mesh:
-    """The mesh over which params are sharded; if they are not sharded, one of all devices of this process.
+def mesh_of(params: Any) -> tuple[Mesh, bool]:
+    """The mesh over which params are sharded, and whether they are. Otherwise a mesh of all devices of this process.
 
     Raises:
         BatchError: the mesh has no axis for items, or devices of other processes.
@@ -161,7 +167,8 @@ def mesh_of(params: Any) -> Mesh:
     meshes = {s.mesh for s in shardings if isinstance(s, NamedSharding) and s.mesh.size > 1}
     if not meshes:
         devices = jax.local_devices()
-        return jax.make_mesh((len(devices),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
+        auto = (jax.sharding.AxisType.Auto,)
+        return jax.make_mesh((len(devices),), (AXIS,), axis_types=auto, devices=devices), False
     if len(meshes) > 1:
         raise BatchError("the arrays in params are on different meshes; put them on one mesh.")
     mesh: Any = next(iter(meshes))
@@ -172,7 +179,7 @@ def mesh_of(params: Any) -> Mesh:
         )
     if any(device.process_index != jax.process_index() for device in mesh.devices.flat):
         raise BatchError("params are sharded over several processes; shard them over jax.local_devices().")
-    return mesh
+    return mesh, True
 
 
 def is_out_of_memory(error: BaseException) -> bool:

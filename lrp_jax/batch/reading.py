@@ -88,7 +88,8 @@ def first_item(source: Source) -> np.ndarray:
                 raise BatchError(f"item {i} has dtype {item.dtype}; expected floating-point numbers.")
             return item
         reason = reason or item
-    raise BatchError(f"none of the first {i + 1} items can be read; the first reason: {reason}")
+    tried = min(_TRIED, len(source))
+    raise BatchError(f"none of the first {tried} items can be read; the first reason: {reason}")
 
 
 def read_batches(loader: Loader, workers: int) -> Iterator[Batch]:
@@ -132,7 +133,7 @@ def _read_in_processes(loader: Loader, workers: int) -> Iterator[Batch]:
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain reads its flags, which only programs of absl parse
-    data: Any = grain.MapDataset.source(loader)
+    data: Any = grain.MapDataset.source(loader)  # pyright: ignore[reportArgumentType]
     data = data.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
     options = grain.MultiprocessingOptions(num_workers=min(workers, len(loader)), per_worker_buffer_size=2)
     for batch in data.mp_prefetch(options):

@@ -112,19 +112,23 @@ class Totals:
         justify = [str.ljust, *[str.rjust] * (len(header) - 2), str.ljust]
         lines = ["  ".join(j(c, w) for j, c, w in zip(justify, row, widths, strict=True)).rstrip() for row in rows]
         reached = ", ".join(f"{q:.0%}: {v:.2%}" for q, v in zip(QUANTILES, self.reached.quantiles, strict=True))
-        lines += [f"{self.items} items. Share of the score that reached the item: mean {self.reached.mean:.2%}; {reached}."]
-        lines += ["Largest residuals: " + ", ".join(f"{name} {value:.1e}" for name, value in self.largest_residual) + "."]
+        lines += [
+            f"{self.items} items. Share of the score that reached the item: mean {self.reached.mean:.2%}; {reached}."
+        ]
+        lines += [
+            "Largest residuals: " + ", ".join(f"{name} {value:.1e}" for name, value in self.largest_residual) + "."
+        ]
         lines += ["Least of the score reached: " + ", ".join(f"{n} {v:.2%}" for n, v in self.least_reached) + "."]
         return "\n".join([*lines, self.verdict])
 
 
-def ledger(store: Store) -> Ledger:
-    """The ledger of all explained items of a store.
+def ledger(store: Store, items: slice | None = None) -> Ledger:
+    """The ledger of the explained items of a store, or of those in a range.
 
     Raises:
         BatchError: the store has no ledger, or no item is explained.
     """
-    return _ledger(store, store.status == EXPLAINED)
+    return _ledger(store, items or slice(None))
 
 
 def totals(store: Store) -> Totals:
@@ -134,7 +138,7 @@ def totals(store: Store) -> Totals:
         BatchError: the store has no ledger, or no item is explained.
     """
     explained = store.status == EXPLAINED
-    found, names = _ledger(store, explained), store.names[explained]
+    found, names = _ledger(store, slice(None)), store.names[explained]
     counted = found.score != 0
     if not counted.any():
         raise BatchError(f"{store.path}: the score of each item is 0, so shares of it are not defined.")
@@ -170,33 +174,40 @@ def draw(found: Totals, ax: Axes) -> Axes:
     Returns:
         The axes.
     """
+    from matplotlib.ticker import PercentFormatter
+
     from lrp_jax.plot import LOSS_COLOURS
 
-    layers = [layer for layer in found.layers if layer.is_shown]
+    layers, drawn = [layer for layer in found.layers if layer.is_shown], set()
     for i, layer in enumerate(layers):
-        left = 0.0
-        for colour, spread in zip(LOSS_COLOURS, layer.losses.values(), strict=True):
-            ax.barh(i, spread.mean, left=left, color=colour, height=0.7)
-            left += spread.mean
-        ax.plot((layer.lost.quantiles[0], layer.lost.quantiles[-1]), (i, i), color="0.1", linewidth=1, marker="|", markersize=5)
+        ends = {True: 0.0, False: 0.0}  # of the bars to the right and to the left
+        for (name, spread), colour in zip(layer.losses.items(), LOSS_COLOURS, strict=True):
+            if abs(spread.mean) > _LITTLE:
+                side = spread.mean > 0
+                label = None if name in drawn else name
+                ax.barh(i, spread.mean, left=ends[side], color=colour, height=0.7, label=label)
+                ends[side] += spread.mean
+                drawn.add(name)
+        ax.plot((layer.lost.quantiles[0], layer.lost.quantiles[-1]), (i, i), color="0.1", linewidth=1, marker="|")
     ax.set_yticks(range(len(layers)), [layer.name or layer.kind for layer in layers], fontsize=8)
     ax.axvline(0, color="0.2", linewidth=0.8)
+    ax.xaxis.set_major_formatter(PercentFormatter(1))
     ax.set_xlabel(f"share of the score that is lost: mean, and {QUANTILES[0]:.0%} to {QUANTILES[-1]:.0%} of the items")
     ax.spines[["top", "right"]].set_visible(False)
-    for colour, name in zip(LOSS_COLOURS, LOSSES, strict=True):
-        ax.barh(0, 0, color=colour, label=name)
-    ax.legend(fontsize=8, frameon=False)
+    if drawn:
+        ax.legend(fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(drawn))
     return ax
 
 
-def _ledger(store: Store, explained: np.ndarray) -> Ledger:
+def _ledger(store: Store, items: slice) -> Ledger:
     group: Any = store.group
     if "ledger" not in group:
         raise BatchError(f"{store.path} has no ledger; make a store with --ledger, or ledger=True.")
+    explained = store.status[items] == EXPLAINED
     if not explained.any():
         raise BatchError(f"{store.path}: no item is explained.")
-    terms = np.asarray(group["ledger"][:], np.float64)[explained]
-    ends = np.asarray(group["ledger_ends"][:], np.float64)[explained]
+    terms = np.asarray(group["ledger"][items], np.float64)[explained]
+    ends = np.asarray(group["ledger_ends"][items], np.float64)[explained]
     about = dict(group["ledger"].attrs)
     rows = tuple(Row(*step, *terms[:, i].T) for i, step in enumerate(about["rows"]))
     return Ledger(rows, *(ends[:, i] for i in range(len(ENDS))), tolerance=about["tolerance"])

@@ -104,7 +104,7 @@ class Run:
         store: Store,
         targets: np.ndarray | None,
         update: Callable[[int, float], None],
-        say: Callable[[str], None],
+        say: Callable[[str], Any],
     ):
         self.program, self.store, self.targets, self.update, self.say = program, store, targets, update, say
         self.size = program.size
@@ -143,13 +143,14 @@ class Run:
     @property
     def waiting(self) -> float:
         """The share of the time after the first batch in which the device may have waited for input."""
-        return self.waited / self.seconds if self.seconds else 0.0
+        return self.waited / (self._times[-1][0] - self._times[0][0]) if len(self._times) > 1 else 0.0
 
     def _next(self, batches: Iterator[Batch], count: int, pending: Sequence[_Step]) -> list[Batch]:
         """The next batches, one for each device."""
         start = time.perf_counter()
         found = list(itertools.islice(batches, count))
-        if pending and all(array.is_ready() for step in pending for array in jax.tree.leaves(step.results)):
+        busy = any(not array.is_ready() for step in pending for array in jax.tree.leaves(step.results))
+        if self._times and not busy:
             self.waited += time.perf_counter() - start
         return found
 

@@ -1,4 +1,4 @@
-"""Sources of items: folders and lists of image files, arrays in files, ArrayRecord files, and any sequence of arrays."""
+"""Sources of items: image files, arrays in files, ArrayRecord files, and any sequence of arrays."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ class ArrayRows:
         if not pixels and array.dtype.kind != "f":
             raise BatchError(f"{path} has dtype {array.dtype}; expected uint8 (pixels) or floating-point numbers.")
         if pixels and (array.ndim not in (3, 4) or array.shape[3:] not in ((), (1,), (3,))):
-            raise BatchError(f"{path} has shape {array.shape}; expected pixels (N, H, W), (N, H, W, 1) or (N, H, W, 3).")
+            raise BatchError(
+                f"{path} has shape {array.shape}; expected pixels (N, H, W), (N, H, W, 1) or (N, H, W, 3)."
+            )
 
     @property
     def names(self) -> Sequence[str]:

@@ -74,7 +74,9 @@ def _add_batch(commands) -> None:
     command.add_argument("--retry", action="store_true", help="explain images again that could not be explained")
     command.add_argument("--progress", action="store_true", help="show progress also if this is not a terminal")
     command.add_argument("--json", action="store_true", help="print the summary as JSON")
-    hosts = command.add_argument_group("several hosts", "Call the same command on each host. STORE is on a shared disk.")
+    hosts = command.add_argument_group(
+        "several hosts", "Call the same command on each host. STORE is on a shared disk."
+    )
     found = "one of several processes; JAX finds the others (SLURM, TPU pods, Open MPI)"
     hosts.add_argument("--distributed", action="store_true", help=found)
     address = "address of process 0 (default: $JAX_COORDINATOR_ADDRESS)"

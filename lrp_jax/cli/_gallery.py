@@ -4,12 +4,20 @@ import base64
 import html
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lrp_jax
-from lrp_jax.cli._common import CommandError, check_not_existing, load_params, print_write_error
+from lrp_jax.cli._arguments import MAX_SHOWN
+from lrp_jax.cli._common import (
+    CommandError,
+    check_folder,
+    check_not_existing,
+    load_model,
+    load_params,
+    print_write_error,
+)
 from lrp_jax.cli._explainers import make_explainers
 from lrp_jax.cli._inputs import InputImage, add_image_options, network_input, read_inputs, softmax
 from lrp_jax.cli._notes import LARGEST_COMPARED, cosine, known_classes, notes_on_map, order_of, second_opinions
@@ -24,7 +32,8 @@ def add(commands) -> None:
         help="explain many images on one page",
         description="Explains images, and all images in folders. Writes gallery.html, one page without other files, "
         "with the predicted classes and the heatmaps of each image, and whether the ledger balances. Writes "
-        "gallery.png, a montage of the images and first heatmaps.",
+        "gallery.png, a montage of the images and first heatmaps. Of a store of `lrp-jax batch`, it shows the first "
+        f"{MAX_SHOWN} explained images.",
     )
     add_image_options(gallery, composite=False)
     shown = "names of composites and methods (default: the model's recommended composite); an unknown name lists all"
@@ -35,29 +44,18 @@ def add(commands) -> None:
 def _gallery(options) -> int:
     page, montage = written = [options.out / file for file in FILES]
     check_not_existing(written, options.overwrite)
-    excluded = {file.resolve() for file in written}
-    options.images = [path for given in options.images for path in _images_in(given, excluded)]
-    model, target, images, exit_code = read_inputs(options)
-    explainers = make_explainers(model, options.show or [model.presets[0]])
-    if not images:
+    stored = _store_in(options.images)
+    shown = _of_store(stored, options) if stored else _of_images(options, {file.resolve() for file in written})
+    model, exit_code, sections, tiles = shown
+    if not sections:
         return exit_code
-    from tqdm import tqdm
 
     from lrp_jax import plot
     from lrp_jax.data import marks
     from lrp_jax.files import writing
 
-    explain = _explainer(model, load_params(model, options.weights), explainers, target)
-    opinion_on = second_opinions(model) if target is None else None
-    sections, tiles = [], []
-    for image in tqdm(images, unit="image", disable=len(images) == 1 or None, leave=False):
-        logits, c, maps, notes = explain(network_input(model, image))
-        if opinion_on and (opinion := opinion_on(image.crop, c)):
-            notes = [opinion.sentence, *notes]
-        tiles.append((image.crop, next(iter(maps.values()))))
-        sections.append(_section(image, model, logits, c, maps, notes))
     known = known_classes(model)
-    about = f"{model.name}; {len(images)} images; each heatmap's colours end at its own 99.5th percentile"
+    about = f"{model.name}; {len(sections)} images; each heatmap's colours end at its own 99.5th percentile"
     about = ". ".join(filter(None, [about, known.removesuffix(".")]))
     try:
         text = _PAGE.format(about=html.escape(about), sections="\n".join(sections))
@@ -68,6 +66,65 @@ def _gallery(options) -> int:
         return print_write_error(options.out, error)
     print("\n".join(filter(None, [known, f"  -> {page}", f"  -> {montage}"])))
     return exit_code
+
+
+def _of_images(options, excluded: set[Path]) -> tuple[Any, int, list[str], list[Any]]:
+    """The model, the exit code, the HTML of each image, and the tiles of the montage."""
+    options.images = [path for given in options.images for path in _images_in(given, excluded)]
+    model, target, images, exit_code = read_inputs(options)
+    explainers = make_explainers(model, options.show or [model.presets[0]])
+    if not images:
+        return model, exit_code, [], []
+    from tqdm import tqdm
+
+    explain = _explainer(model, load_params(model, options.weights), explainers, target)
+    opinion_on = second_opinions(model) if target is None else None
+    sections, tiles = [], []
+    for image in tqdm(images, unit="image", disable=len(images) == 1 or None, leave=False):
+        logits, c, maps, notes = explain(network_input(model, image))
+        if opinion_on and (opinion := opinion_on(image.crop, c)):
+            notes = [opinion.sentence, *notes]
+        tiles.append((image.crop, next(iter(maps.values()))))
+        sections.append(_section(image, model, logits, c, maps, notes))
+    return model, exit_code, sections, tiles
+
+
+def _store_in(given: Sequence[str]) -> str | None:
+    """The store of `lrp-jax batch` that is to be shown, if there is one."""
+    if not any((Path(path) / "zarr.json").exists() for path in given):
+        return None
+    if len(given) > 1:
+        raise CommandError("a gallery shows either images or one store.")
+    return given[0]
+
+
+def _of_store(path: str, options) -> tuple[Any, int, list[str], list[Any]]:
+    """As `_of_images`, with the first explained images of a store. Nothing is computed."""
+    import numpy as np
+
+    from lrp_jax import batch
+
+    try:
+        store = batch.open_store(path)
+        if not (name := store.settings.get("model")):
+            raise CommandError(f"{path} was not made by `lrp-jax batch`; its network is not known.")
+        model = load_model(name)
+        source = batch.open_input(store.about["input"], model.preprocessing)
+    except batch.BatchError as error:
+        raise CommandError(error) from None
+    check_folder(options.out)
+    sections, tiles = [], []
+    for i in np.flatnonzero(store.status == batch.STATUS.index("explained"))[:MAX_SHOWN].tolist():
+        image = InputImage(str(store.names[i]), model.preprocessing.denormalize(source[i]), Path())
+        R = np.asarray(store.group["relevance"][i], np.float32)
+        R = R[..., None] if store.settings["sum_channels"] else R
+        notes = [batch.ledger(store, slice(i, i + 1)).verdict] if store.settings["ledger"] else []
+        c, logits = int(store.group["target"][i]), store.group["logits"][i]
+        tiles.append((image.crop, R))
+        sections.append(_section(image, model, logits, c, {store.settings["composite"]: R}, notes))
+    if not sections:
+        raise CommandError(f"{path}: no item is explained.")
+    return model, 0, sections, tiles
 
 
 def _explainer(

@@ -121,6 +121,13 @@ class Preprocessing:
         x = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         return x[..., ::-1] if self.bgr else x
 
+    def denormalize(self, x: Float32[np.ndarray, "H W channels"]) -> Image.Image:
+        """The image from which `normalize` makes x, rounded to 8 bits."""
+        x = x[..., ::-1] if self.bgr else x
+        pixels = x * np.asarray(self.std, np.float32) + np.asarray(self.mean, np.float32)
+        pixels = np.round(pixels.clip(0, 1) * 255).astype(np.uint8)
+        return Image.fromarray(pixels[..., 0] if self.grey else pixels).convert("RGB")
+
 
 def read(path: str | Path) -> Image.Image:
     """Reads the first image of a file. `decoding` states which formats are read, and what their values mean.
