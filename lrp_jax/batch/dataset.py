@@ -261,10 +261,8 @@ def _targets(target: Any, items: int) -> tuple[np.ndarray | None, Any]:
 
 def _versions() -> dict[str, str]:
     """What else determines the last bits of the results."""
-    return {
-        "lrp_jax": lrp_jax.__version__, "jax": jax.__version__, "jaxlib": importlib.metadata.version("jaxlib"),
-        "device": jax.local_devices()[0].device_kind,
-    }  # fmt: skip
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
+    return {"lrp_jax": lrp_jax.__version__, **versions, "device": jax.local_devices()[0].device_kind}
 
 
 def _say(text: str) -> None:

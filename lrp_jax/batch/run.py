@@ -194,7 +194,7 @@ class Run:
                     self._halve()
                 results = None
 
-    def _check(self, error: jax.errors.JaxRuntimeError) -> None:
+    def _check(self, error: Exception) -> None:
         """Raises the error again if a smaller batch does not help."""
         if not is_out_of_memory(error) or self.program.size == 1:
             raise error

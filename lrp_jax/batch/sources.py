@@ -52,7 +52,7 @@ class ArrayRows:
     def __init__(self, path: str, kind: str, preprocessing: Any):
         self.path, self.kind, self.preprocessing = path, kind, preprocessing
         array = self._array()
-        self.count, pixels = len(array), array.dtype == np.uint8
+        self.count, pixels = (*array.shape, 0)[0], array.dtype == np.uint8
         if not pixels and array.dtype.kind != "f":
             raise BatchError(f"{path} has dtype {array.dtype}; expected uint8 (pixels) or floating-point numbers.")
         if pixels and (array.ndim not in (3, 4) or array.shape[3:] not in ((), (1,), (3,))):
@@ -121,12 +121,13 @@ class Items:
 
     def __init__(self, items: Any, names: Sequence[str] | None):
         self.items = items
-        self.names = [str(i) for i in range(len(items))] if names is None else list(names)
-        if len(self.names) != len(items):
-            raise BatchError(f"there are {len(self.names)} names for {len(items)} items.")
+        self.count: int = len(items) if hasattr(items, "__len__") else items.shape[0]  # arrays of Zarr have no length
+        self.names = [str(i) for i in range(self.count)] if names is None else list(names)
+        if len(self.names) != self.count:
+            raise BatchError(f"there are {len(self.names)} names for {self.count} items.")
 
     def __len__(self) -> int:
-        return len(self.items)
+        return self.count
 
     def __getitem__(self, i: int) -> np.ndarray:
         return np.asarray(self.items[i])
@@ -163,13 +164,14 @@ def as_source(items: Any, names: Sequence[str] | None = None, length: int | None
     """
     if hasattr(items, "names") and names is None:
         return items
-    if not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
+    if not (hasattr(items, "__getitem__") and (hasattr(items, "__len__") or hasattr(items, "shape"))):
         if length is None:
             raise BatchError("the length of an iterable is not known; give it as `length`.")
         items = Drawn(items, length)
-    if not len(items):
+    source = Items(items, names)
+    if not len(source):
         raise BatchError("there are no items to explain.")
-    return Items(items, names)
+    return source
 
 
 def open_input(path: str | Path, preprocessing: Any) -> Source:
