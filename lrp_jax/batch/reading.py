@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -92,7 +92,7 @@ def first_item(source: Source) -> np.ndarray:
     raise BatchError(f"none of the first {tried} items can be read; the first reason: {reason}")
 
 
-def read_batches(loader: Loader, workers: int) -> Iterator[Batch]:
+def read_batches(loader: Loader, workers: int) -> Generator[Batch]:
     """All batches in order.
 
     Args:
@@ -112,7 +112,7 @@ def has_grain() -> bool:
     return importlib.util.find_spec("grain") is not None
 
 
-def _read_in_thread(loader: Loader) -> Iterator[Batch]:
+def _read_in_thread(loader: Loader) -> Generator[Batch]:
     with ThreadPoolExecutor(1) as pool:
         try:
             pending = collections.deque(pool.submit(loader.__getitem__, k) for k in range(min(_AHEAD, len(loader))))
@@ -125,7 +125,7 @@ def _read_in_thread(loader: Loader) -> Iterator[Batch]:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _read_in_processes(loader: Loader, workers: int) -> Iterator[Batch]:
+def _read_in_processes(loader: Loader, workers: int) -> Generator[Batch]:
     if not has_grain():
         raise BatchError("worker processes need the package grain: pip install 'lrp_jax[batch]'.")
     import grain
@@ -136,5 +136,7 @@ def _read_in_processes(loader: Loader, workers: int) -> Iterator[Batch]:
     data: Any = grain.MapDataset.source(loader)  # pyright: ignore[reportArgumentType]
     data = data.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
     options = grain.MultiprocessingOptions(num_workers=min(workers, len(loader)), per_worker_buffer_size=2)
-    for batch in data.mp_prefetch(options):
-        yield Batch(np.array(batch.x), [str(error) for error in batch.errors])
+    for element in data.mp_prefetch(options):
+        batch = Batch(np.array(element.x), [str(error) for error in element.errors])
+        del element  # memory that is shared with the worker
+        yield batch

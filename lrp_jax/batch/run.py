@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import time
@@ -117,9 +118,8 @@ class Run:
     def execute(self, loader: Loader, workers: int) -> None:
         """Explains all batches of the loader. They belong to complete chunks of the store."""
         self._begin = time.perf_counter()
-        batches, starts = iter(read_batches(loader, workers)), iter(loader.starts)
-        pending: collections.deque[_Step] = collections.deque()
-        with ThreadPoolExecutor(1) as writer:
+        starts, pending = iter(loader.starts), collections.deque[_Step]()
+        with ThreadPoolExecutor(1) as writer, contextlib.closing(read_batches(loader, workers)) as batches:
             while group := list(itertools.islice(starts, self.program.devices)):
                 pending.append(self._begun(group, self._next(batches, len(group), pending)))
                 if len(pending) > 1:
@@ -128,22 +128,29 @@ class Run:
                 self._finish(pending.popleft(), writer)
             while self._written:
                 self._written.popleft().result()
+        if self._times:
+            self._times.append((time.perf_counter(), 0))
 
     @property
     def seconds(self) -> float:
-        """Seconds from the start to the last result."""
+        """Seconds from the start until the last chunk was written."""
         return self._times[-1][0] - self._begin if self._times else 0.0
 
     @property
     def per_second(self) -> float:
         """Items per second after the first result."""
         items = sum(n for _, n in self._times[1:])
-        return items / (self._times[-1][0] - self._times[0][0]) if items else 0.0
+        return items / self._after_first if items else 0.0
 
     @property
     def waiting(self) -> float:
         """The share of the time after the first batch in which the device may have waited for input."""
-        return self.waited / (self._times[-1][0] - self._times[0][0]) if len(self._times) > 1 else 0.0
+        return self.waited / self._after_first if self._after_first else 0.0
+
+    @property
+    def _after_first(self) -> float:
+        """Seconds from the first result until now, or until the last chunk was written."""
+        return self._times[-1][0] - self._times[0][0] if self._times else 0.0
 
     def _next(self, batches: Iterator[Batch], count: int, pending: Sequence[_Step]) -> list[Batch]:
         """The next batches, one for each device."""

@@ -242,6 +242,6 @@ def _zarr_array(path: str) -> Any:
 def _records(path: str) -> Any:
     try:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
-    except ModuleNotFoundError as error:
-        raise BatchError(f"{path}: ArrayRecord needs the package {error.name}: pip install 'lrp_jax[batch]'.") from None
+    except ModuleNotFoundError:
+        raise BatchError("ArrayRecord needs the package array_record: pip install 'lrp_jax[batch]'.") from None
     return ArrayRecordDataSource(path)
