@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lrp_jax.api import Explainer
-from lrp_jax.batch.store import BatchError, Column
+from lrp_jax.batch.store import SCALE, BatchError, Column
 from lrp_jax.conservation import of_examples
 from lrp_jax.ledger import TERMS
 from lrp_jax.spelling import did_you_mean
@@ -94,16 +94,16 @@ class Program:
         found = self._of(ready, x, target=target)
         R, logits = found.relevance, found.logits
         precise = R.astype(jnp.promote_types(R.dtype, jnp.float32))
-        kept = (precise.sum(-1) if self.wanted.sum_channels else precise).astype(self.wanted.dtype)
+        kept = _stored("relevance", precise.sum(-1) if self.wanted.sum_channels else precise, self.wanted.dtype)
         prediction = jnp.argmax(logits, -1).astype(jnp.int32)
         target = prediction if target is None else target
         results = {
-            "relevance": kept, "relevance_sum": precise.sum(tuple(range(1, R.ndim))), "logits": logits,
+            **kept, "relevance_sum": precise.sum(tuple(range(1, R.ndim))), "logits": logits,
             "prediction": prediction, "target": target,
-            "finite": jnp.isfinite(kept).reshape(len(kept), -1).all(-1) & jnp.isfinite(logits).all(-1),
+            "finite": jnp.isfinite(precise).reshape(len(x), -1).all(-1) & jnp.isfinite(logits).all(-1),
         }  # fmt: skip
         for name in self.wanted.layers:
-            results[_column_of(name)] = found.layers[name].astype(self.wanted.dtype)
+            results |= _stored(_column_of(name), found.layers[name], self.wanted.dtype)
         if self.wanted.ledger:
             sums, rows, steps = self._ledger(params, x, target)
             table = [rows[i][(slice(None), *place)] for _, i, place in steps.value[0]]
@@ -197,6 +197,21 @@ def _placed(tree: Any, mesh: Mesh) -> Any:
         return leaf if here else jax.device_put(leaf, everywhere)
 
     return jax.tree.map(place, tree)
+
+
+def _stored(name: str, R: jax.Array, dtype: str) -> dict[str, jax.Array]:
+    """Relevance as it is stored. As float16, each item is divided by a power of 2 that brings its maximum to 0.5 to 1.
+
+    The numbers of float16 end at 6e-8, which is more than the relevance of many pixels.
+    """
+    if dtype != "float16":
+        return {name: R.astype(dtype)}
+    top = jnp.abs(R).reshape(len(R), -1).max(-1)
+    scale = jnp.ldexp(
+        jnp.ones_like(top), jnp.frexp(jnp.where(jnp.isfinite(top) & (top > 0), top, jnp.ones_like(top)))[1]
+    )
+    scaled = R / scale.reshape(-1, *[1] * (R.ndim - 1))
+    return {name: scaled.astype(dtype), name + SCALE: scale.astype(jnp.float32)}
 
 
 def _axes(item: Sequence[int], wanted: Wanted) -> dict[str, tuple[str, ...]]:

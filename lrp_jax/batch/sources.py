@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from lrp_jax.batch.store import BatchError, import_zarr
+from lrp_jax.guard import reading
 
 
 class Source(Protocol):
@@ -185,25 +186,29 @@ def open_input(path: str | Path, preprocessing: Any) -> Source:
         BatchError: there are no images, or the file cannot be read.
     """
     path = Path(path)
-    try:
-        source = _open(path, preprocessing)
-    except BatchError:
-        raise
-    except Exception as error:
-        raise BatchError(f"{path}: cannot be read ({' '.join(str(error).split())[:300]}).") from None
+    if path.is_dir():
+        source = _open_folder(path, preprocessing)
+    else:
+        with reading(path, "cannot be read", BatchError, missing="no such file or folder", end="."):
+            source = _open_file(path, preprocessing)
     if not len(source):
         raise BatchError(f"{path}: no images to explain.")
     return source
 
 
-def _open(path: Path, preprocessing: Any) -> Source:
-    if not path.exists():
-        raise BatchError(f"{path}: no such file or folder.")
+def _open_folder(path: Path, preprocessing: Any) -> Source:
     if path.suffix == ".zarr" or (path / "zarr.json").exists() or (path / ".zarray").exists():
-        return ArrayRows(str(path), "zarr", preprocessing)
-    if path.is_dir():
-        names = _images_below(path)
-        return ImageFiles([os.path.join(path, name) for name in names], names, preprocessing)
+        try:
+            return ArrayRows(str(path), "zarr", preprocessing)
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, BatchError):
+                raise
+            raise BatchError(f"{path}: no Zarr array can be read ({' '.join(str(error).split())[:300]}).") from None
+    names = _images_below(path)
+    return ImageFiles([os.path.join(path, name) for name in names], names, preprocessing)
+
+
+def _open_file(path: Path, preprocessing: Any) -> Source:
     if path.suffix == ".npy":
         return ArrayRows(str(path), "npy", preprocessing)
     if path.suffix in (".array_record", ".arrayrecord"):

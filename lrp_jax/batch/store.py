@@ -19,6 +19,9 @@ KEY = "lrp_jax"
 FORMAT = 1
 """The version of the layout."""
 
+SCALE = "_scale"
+"""The end of the name of an array that contains a factor for each item of another array, whose dtype is float16."""
+
 STATUS = ("pending", "explained", "unreadable", "not_finite")
 """The meaning of each value in the array `status`."""
 
@@ -103,6 +106,15 @@ class Store:
         """The status of each item, see `STATUS`."""
         return self.group["status"][:]
 
+    def relevance(self, items: Any = slice(None), layer: str | None = None) -> np.ndarray:
+        """The relevance of an item or of a slice of items, or that of a layer. Factors of float16 are applied."""
+        name = f"layers/{layer.replace('/', '.')}" if layer else "relevance"
+        R = np.asarray(self.group[name][items])
+        if name + SCALE not in self.group:
+            return R
+        scale = np.asarray(self.group[name + SCALE][items])
+        return R.astype(np.float32) * scale.reshape(*scale.shape, *[1] * (R.ndim - scale.ndim))
+
     def done(self) -> np.ndarray:
         """Whether each chunk is complete."""
         pending = self.status == PENDING
@@ -157,7 +169,7 @@ def import_zarr() -> Any:
 def is_store(path: str | Path) -> bool:
     """Whether a folder is a store of this package."""
     file = Path(path) / "zarr.json"
-    return file.is_file() and f'"{KEY}"' in file.read_text(encoding="utf-8", errors="replace")
+    return os.path.isfile(file) and f'"{KEY}"' in file.read_text(encoding="utf-8", errors="replace")
 
 
 def open_store(path: str | Path) -> Store:
@@ -197,14 +209,14 @@ def create(
         about: the description of the store; `settings` are compared by `check_settings`.
 
     Raises:
-        BatchError: the folder contains other files, or a package is missing.
+        BatchError: the folder contains other files, it cannot be written, or a package is missing.
     """
     zarr, path = import_zarr(), Path(path).absolute()
     check_new(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.lrp_jax.part")
     shutil.rmtree(part, ignore_errors=True)  # of a killed process
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         group = zarr.create_group(part, zarr_format=3, attributes={KEY: {"format": FORMAT, **about}})
         for name, column in {**_OWN, **columns}.items():
             _add(group, name, column, len(names), chunk)
@@ -216,9 +228,9 @@ def create(
             warnings.simplefilter("ignore")  # the specification of Zarr 3 does not contain it yet
             zarr.consolidate_metadata(part)
         os.replace(part, path)
-    except OSError:
+    except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
-        raise
+        raise BatchError(f"the store {path} cannot be made ({error.strerror or error}).") from None
     return open_store(path)
 
 

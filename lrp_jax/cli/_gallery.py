@@ -116,7 +116,7 @@ def _of_store(path: str, options) -> tuple[Any, int, list[str], list[Any]]:
     sections, tiles = [], []
     for i in np.flatnonzero(store.status == batch.STATUS.index("explained"))[:MAX_SHOWN].tolist():
         image = InputImage(str(store.names[i]), model.preprocessing.denormalize(source[i]), Path())
-        R = np.asarray(store.group["relevance"][i], np.float32)
+        R = store.relevance(i)
         R = R[..., None] if store.settings["sum_channels"] else R
         notes = [batch.ledger(store, slice(i, i + 1)).verdict] if store.settings["ledger"] else []
         c, logits = int(store.group["target"][i]), store.group["logits"][i]
