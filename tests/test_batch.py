@@ -326,6 +326,18 @@ def test_any_iterable_can_be_explained(tmp_path):
     assert summary.unreadable == 2
 
 
+def test_items_can_be_explained_in_another_dtype(tmp_path):
+    x, _ = readable()
+    weights = jax.tree.map(lambda w: jnp.asarray(w, jnp.bfloat16), parameters())
+    explainer = lrp_jax.lrp(network, lrp_jax.composites.epsilon_plus(), logits=True)
+    options = {"batch_size": len(x), "compute": "bfloat16", "ledger": True}
+    batch.explain_dataset(explainer, weights, x, tmp_path / "store", **options)
+    store, expected = batch.open_store(tmp_path / "store"), explainer(weights, jnp.asarray(x, jnp.bfloat16))
+    assert store.group["relevance"].dtype == store.group["logits"].dtype == "float32"
+    R = np.asarray(expected.relevance, np.float32)
+    np.testing.assert_allclose(store.relevance(), R, atol=0.05 * np.abs(R).max())
+
+
 def test_items_of_another_shape_are_recorded(tmp_path):
     x, _ = readable()
     summary = explain(tmp_path / "store", [*x[:5], x[5][:3]])

@@ -51,6 +51,7 @@ def explain_dataset(
     dtype: str = "float32",
     layers: Sequence[str] = (),
     ledger: bool = False,
+    compute: str | None = None,
     workers: int = 0,
     retry: bool = False,
     progress: bool | None = None,
@@ -81,6 +82,8 @@ def explain_dataset(
         dtype: dtype of the stored relevance, float32 or float16.
         layers: names of layers whose relevance is stored.
         ledger: whether the ledger of each item is stored. This takes another forward and relevance pass.
+        compute: the dtype in which items are explained, such as bfloat16; by default their own. `params` should have
+            the same dtype.
         workers: number of processes that read items, by Grain; 0 for one thread. Then `items` must be picklable.
         retry: whether chunks with items that could not be explained are computed again.
         progress: whether progress is shown on standard error; by default, if this is a terminal.
@@ -96,7 +99,7 @@ def explain_dataset(
         BatchError: the store was made with other settings, the function does not fit the items, the store cannot be
             written, or a package is missing.
     """
-    source, wanted = as_source(items, names, length), Wanted(sum_channels, dtype, tuple(layers), ledger)
+    source, wanted = as_source(items, names, length), Wanted(sum_channels, dtype, tuple(layers), ledger, compute)
     _check_options(explain, wanted, batch_size, chunk)
     first = first_item(source)
     item = jax.ShapeDtypeStruct(first.shape, first.dtype)
@@ -105,7 +108,7 @@ def explain_dataset(
         "explainer": re.sub(r" at 0x[0-9a-f]+", "", repr(explain)), "items": len(source), "item shape": [*item.shape],
         "item dtype": str(item.dtype), "names (sha256)": _sha256("\n".join(source.names)), "target": described,
         "weights (sha256)": _weights_sha256(params), "sum_channels": sum_channels, "relevance dtype": dtype,
-        "layers": list(layers), "ledger": ledger, **_versions(), **(settings or {}),
+        "layers": list(layers), "ledger": ledger, "compute": compute, **_versions(), **(settings or {}),
     }  # fmt: skip
     make = functools.partial(Program, explain, params, item, wanted=wanted)
 
@@ -126,13 +129,14 @@ def explain_dataset(
     if retry and not jax.process_index():
         opened.reset([UNREADABLE, NOT_FINITE])
     done = _from_first_process(opened.done())
-    return _execute(program, opened, source, targets, done, workers, progress, say or _say)
+    load = functools.partial(Loader, source, size=program.size, shape=item.shape, dtype=item.dtype)
+    return _execute(program, opened, load, targets, done, workers, progress, say or _say)
 
 
 def _execute(
     program: Program,
     store: Store,
-    source: Source,
+    load: Callable[[Sequence[int]], Loader],
     targets: np.ndarray | None,
     done: np.ndarray,
     workers: int,
@@ -145,7 +149,6 @@ def _execute(
     mine = np.flatnonzero(~done)[jax.process_index() :: jax.process_count()].tolist()
     spans = [store.span(chunk) for chunk in mine]
     starts = [start for span in spans for start in range(span.start, span.stop, program.size)]
-    loader = Loader(source, starts, program.size, program.item.shape, program.item.dtype)
     before = sum(len(store.span(chunk)) for chunk in np.flatnonzero(done).tolist())
     total = sum(map(len, spans))
     hidden = True if jax.process_index() else None if progress is None else not progress
@@ -159,7 +162,7 @@ def _execute(
 
         def execute() -> None:
             try:
-                run.execute(loader, workers)
+                run.execute(load(starts), workers)
             except OSError as error:
                 complete = int(store.done().sum())
                 raise BatchError(

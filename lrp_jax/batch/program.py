@@ -35,12 +35,14 @@ class Wanted:
         dtype: dtype of the stored relevance.
         layers: the layers whose relevance is stored.
         ledger: whether the rows of the ledger are stored.
+        compute: the dtype in which items are explained; None means their own.
     """
 
     sum_channels: bool = False
     dtype: str = "float32"
     layers: tuple[str, ...] = ()
     ledger: bool = False
+    compute: str | None = None
 
 
 class Program:
@@ -58,7 +60,8 @@ class Program:
     """
 
     def __init__(self, explain: Explainer, params: Any, item: jax.ShapeDtypeStruct, size: int, wanted: Wanted):
-        self.explain, self.params, self.item, self.size, self.wanted = explain, params, item, size, wanted
+        self.explain, self.params, self.size, self.wanted = explain, params, size, wanted
+        self.item = jax.ShapeDtypeStruct(item.shape, wanted.compute or item.dtype)
         self.mesh, sharded = mesh_of(params)
         self.devices = self.mesh.shape[AXIS]
         self._check_logits()
@@ -66,7 +69,7 @@ class Program:
         if full.remat or sharded:  # a prepared function keeps the placement with which it was traced
             ready, self._of = params, full
         else:
-            ready = full.prepare(params, jnp.zeros((size, *item.shape), item.dtype))
+            ready = full.prepare(params, jnp.zeros((size, *item.shape), self.item.dtype))
             self._of = lambda ready, x, **options: ready(x, **options)
         self.known = _placed((ready, params if wanted.ledger else None), self.mesh)
         self.columns, self.coordinates = self._describe()
@@ -91,14 +94,14 @@ class Program:
     def _results(self, known: Any, x: Any, target: Any) -> dict[str, Any]:
         """The results of one shard. Without a target, the class with the highest logit is explained."""
         ready, params = known
+        x = x.astype(self.item.dtype)
         found = self._of(ready, x, target=target)
-        R, logits = found.relevance, found.logits
-        precise = R.astype(jnp.promote_types(R.dtype, jnp.float32))
+        precise, logits = (R.astype(jnp.promote_types(R.dtype, jnp.float32)) for R in (found.relevance, found.logits))
         kept = _stored("relevance", precise.sum(-1) if self.wanted.sum_channels else precise, self.wanted.dtype)
         prediction = jnp.argmax(logits, -1).astype(jnp.int32)
         target = prediction if target is None else target
         results = {
-            **kept, "relevance_sum": precise.sum(tuple(range(1, R.ndim))), "logits": logits,
+            **kept, "relevance_sum": precise.sum(tuple(range(1, x.ndim))), "logits": logits,
             "prediction": prediction, "target": target,
             "finite": jnp.isfinite(precise).reshape(len(x), -1).all(-1) & jnp.isfinite(logits).all(-1),
         }  # fmt: skip
@@ -141,7 +144,7 @@ class Program:
         for name, found in shapes.items():
             shape = found.shape[1:]
             axes = kinds.get(name) or tuple(f"{name.rpartition('/')[2]}_{i}" for i in range(len(shape)))
-            columns[name] = Column(shape, np.dtype(found.dtype), axes)
+            columns[name] = Column(shape, np.dtype(found.dtype), axes, compressed=name != "relevance")
         coordinates: dict[str, tuple[str, list[str]]] = {}
         if self.wanted.ledger:
             places, _, resolution = jax.eval_shape(self._ledger, params, x, target)[2].value

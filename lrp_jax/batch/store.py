@@ -44,12 +44,14 @@ class Column:
         dtype: the dtype, or `str`.
         axes: the names of the axes of a row.
         attributes: the attributes of the array.
+        compressed: whether chunks are compressed. The lowest bits of relevance are random, so little would be gained.
     """
 
     shape: tuple[int, ...]
     dtype: Any
     axes: tuple[str, ...]
     attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    compressed: bool = True
 
     @property
     def fill(self) -> Any:
@@ -259,6 +261,7 @@ def _add(group: Any, name: str, column: Column, items: int, chunk: int) -> Any:
         chunks=(min(chunk, items), *(max(n, 1) for n in column.shape)),
         dtype="str" if column.dtype is str else np.dtype(column.dtype),
         fill_value=column.fill,
+        compressors="auto" if column.compressed else None,
         dimension_names=("item", *column.axes),
         attributes=dict(column.attributes),
     )

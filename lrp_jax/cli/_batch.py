@@ -61,6 +61,8 @@ def _add_batch(commands) -> None:
     command.add_argument("--target", metavar="CLASS", help=target)
     size = "images that a device explains at a time, or auto: the fastest number, measured once (default: 32)"
     command.add_argument("--batch-size", type=_batch_size, default=32, metavar="N", help=size)
+    compute = "dtype of weights and images; bfloat16 is faster on GPUs and TPUs (default: %(default)s)"
+    command.add_argument("--compute", choices=("float32", "bfloat16"), default="float32", help=compute)
     dtype = "dtype of the stored relevance (default: %(default)s)"
     command.add_argument("--dtype", choices=("float32", "float16"), default="float32", help=dtype)
     command.add_argument("--sum-channels", action="store_true", help="store relevance summed over channels")
@@ -89,19 +91,22 @@ def _add_batch(commands) -> None:
 
 def _batch(options) -> int:
     _connect(options)
+    import jax
+
     import lrp_jax
     from lrp_jax import batch
 
     model = load_model(options.model)
     composite, target = composite_of(model, options.composite), find_class(model, options.target)
     explain = lrp_jax.lrp(model.apply, model.composites[composite]())
+    params = jax.tree.map(lambda w: w.astype(options.compute), load_params(model, options.weights))
     try:
         source = batch.open_input(options.input, model.preprocessing)
         summary = batch.explain_dataset(
-            explain, load_params(model, options.weights), source, options.out, target=target,
+            explain, params, source, options.out, target=target,
             batch_size=options.batch_size, chunk=options.chunk, sum_channels=options.sum_channels, dtype=options.dtype,
-            layers=options.layers, ledger=options.ledger, workers=_chosen_workers(options.workers, source),
-            retry=options.retry, progress=options.progress or None,
+            layers=options.layers, ledger=options.ledger, compute=options.compute,
+            workers=_chosen_workers(options.workers, source), retry=options.retry, progress=options.progress or None,
             settings={"model": model.name, "composite": composite}, about={"input": str(options.input.absolute())},
             classes=[name for _, name in model.classes], say=lambda text: print_error(CommandError(text)),
         )  # fmt: skip
