@@ -96,7 +96,7 @@ class Program:
         ready, params = known
         x = x.astype(self.item.dtype)
         found = self._of(ready, x, target=target)
-        precise, logits = (R.astype(jnp.promote_types(R.dtype, jnp.float32)) for R in (found.relevance, found.logits))
+        precise, logits = (R.astype(np.promote_types(R.dtype, np.float32)) for R in (found.relevance, found.logits))
         kept = _stored("relevance", precise.sum(-1) if self.wanted.sum_channels else precise, self.wanted.dtype)
         prediction = jnp.argmax(logits, -1).astype(jnp.int32)
         target = prediction if target is None else target
@@ -209,6 +209,7 @@ def _stored(name: str, R: jax.Array, dtype: str) -> dict[str, jax.Array]:
     """
     if dtype != "float16":
         return {name: R.astype(dtype)}
+    R = R.astype(np.promote_types(R.dtype, np.float32))
     top = jnp.abs(R).reshape(len(R), -1).max(-1)
     scale = jnp.ldexp(
         jnp.ones_like(top), jnp.frexp(jnp.where(jnp.isfinite(top) & (top > 0), top, jnp.ones_like(top)))[1]
