@@ -189,7 +189,11 @@ def test_commands_run(command, capsys, tmp_path, monkeypatch):
     options = {option for action in parser_of(words)._actions for option in action.option_strings}
     words += ["--count", "20"] if words[0] == "mnist" and "--count" not in words else []
     words += ["--out", str(tmp_path / "out")] if "--out" in options else []
-    if words[0] == "gallery":
+    if {"digits.npy", "digits.zarr"} & set(words):  # made by the commands before, in docs/batch.md
+        np.save(tmp_path / "digits.npy", digits.shipped().images[:20])
+        store = ["batch", str(tmp_path / "digits.npy"), "--model", "mnist_cnn", "--ledger"]
+        assert words[0] == "batch" or run(capsys, *store, "--out", tmp_path / "digits.zarr")[0] == 0
+    elif words[0] == "gallery":
         words[words.index("--show") + 1 :] = ["epsilon_gamma_box", *words[words.index("--out") :]]
     with contextlib.chdir(tmp_path):
         code, _, err = run(capsys, *words)
