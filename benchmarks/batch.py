@@ -22,7 +22,7 @@ import numpy as np
 
 BEGIN, END = "<!-- benchmarks/batch.py -->", "<!-- end of benchmarks/batch.py -->"
 SIZES = (1, 4, 16, 64, 256)
-PHOTOGRAPHS = (("vgg16_imagenette", 4, 24), ("mobilenet_v2", 8, 96))
+PHOTOGRAPHS = (("vgg16_imagenette", 2, 16), ("mobilenet_v2", 4, 24))
 """Network, items that a device explains at a time, items."""
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -94,7 +94,7 @@ def rows(repeat: int) -> list[dict]:
 
     found, images = [], np.concatenate([digits.shipped().images] * 16)
     for size in SIZES:
-        count = min(len(images), 1000 * size)
+        count = min(len(images), 500 * size)
         found.append(measure("mnist_cnn", images, size, count, 0, repeat))
         print(found[-1], file=sys.stderr, flush=True)
     if jax.device_count() == 1:

@@ -171,6 +171,7 @@ def test_commands_run(command, capsys, tmp_path, monkeypatch):
     words = shlex.split(command)[1:]
     folder = Path(os.environ.get("LRP_JAX_DATA", "/nowhere"))
     replaced = {"examples/castle.jpg": str(ROOT / "examples" / "castle.jpg"), "2000": "20", "512": "64",
+                "examples": str(ROOT / "examples"),
                 "PHOTOS_OR_FOLDER": str(ROOT / "examples"), "IMAGES_OR_FOLDER": str(ROOT / "examples"),
                 "MNIST": str(folder / "mnist"),
                 "mobilenet_v2-b0353104.pth": str(folder / "weights/mobilenet_v2-b0353104.pth"),

@@ -164,8 +164,7 @@ class Run:
     def _begun(self, starts: Sequence[int], batches: Sequence[Batch]) -> _Step:
         """Starts to explain the batches of all devices. Missing ones at the end are zeros."""
         rows = self.program.devices * self.size
-        x = np.concatenate([batch.x for batch in batches])
-        x = np.concatenate([x, np.zeros((rows - len(x), *x.shape[1:]), x.dtype)])
+        x = _joined([batch.x for batch in batches], rows)
         target = None
         if self.targets is not None:
             target = np.zeros(rows, np.int32)
@@ -182,7 +181,7 @@ class Run:
         """Starts to explain x in parts that fit the program."""
         rows, results = self.program.devices * self.program.size, []
         for i in range(0, len(x), rows):
-            part = [_padded(values[i : i + rows], rows) for values in (x, target) if values is not None]
+            part = [_joined([values[i : i + rows]], rows) for values in (x, target) if values is not None]
             results.append(self.program(part[0], part[1] if len(part) > 1 else None))
         return results
 
@@ -194,7 +193,7 @@ class Run:
                 if results is None:
                     results, size = self._started(step.x, step.target), self.program.size
                 found = jax.device_get(results)
-                return {name: np.concatenate([part[name] for part in found]) for name in found[0]}, size
+                return {name: _joined([part[name] for part in found]) for name in found[0]}, size
             except jax.errors.JaxRuntimeError as error:
                 self._check(error)
                 if size == self.program.size:
@@ -250,5 +249,8 @@ def summarize(run: Run, before: int) -> Summary:
     )  # fmt: skip
 
 
-def _padded(values: np.ndarray, rows: int) -> np.ndarray:
-    return np.concatenate([values, np.zeros((rows - len(values), *values.shape[1:]), values.dtype)])
+def _joined(parts: Sequence[np.ndarray], rows: int = 0) -> np.ndarray:
+    """The rows of all parts, and zeros up to this number of rows. A single part is not copied."""
+    if (missing := rows - sum(map(len, parts))) > 0:
+        parts = [*parts, np.zeros((missing, *parts[0].shape[1:]), parts[0].dtype)]
+    return np.concatenate(parts) if len(parts) > 1 else parts[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shutil
 import warnings
@@ -77,26 +78,21 @@ class Store:
         path: the folder.
         group: the Zarr group.
         about: the settings and descriptions with which it was made.
+        items: the number of items.
+        chunk: the number of items in a chunk.
     """
 
     def __init__(self, path: Path, group: Any):
         self.path, self.group = path, group
         self.about: dict[str, Any] = dict(group.attrs[KEY])
+        self._array = functools.cache(group.__getitem__)
+        self.items: int = self._array("status").shape[0]
+        self.chunk: int = self._array("status").chunks[0]
 
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that determine the results."""
         return self.about["settings"]
-
-    @property
-    def items(self) -> int:
-        """The number of items."""
-        return self.group["status"].shape[0]
-
-    @property
-    def chunk(self) -> int:
-        """The number of items in a chunk."""
-        return self.group["status"].chunks[0]
 
     @property
     def names(self) -> np.ndarray:
@@ -137,7 +133,7 @@ class Store:
             if name == "status":
                 for other in rows:
                     self._flush(other, chunk)
-            self.group[name][items.start : items.stop] = rows[name]
+            self._array(name)[items.start : items.stop] = rows[name]
         self._flush("status", chunk)
 
     def reset(self, statuses: Sequence[int]) -> None:
@@ -154,7 +150,7 @@ class Store:
 
     def _flush(self, name: str, chunk: int) -> None:
         """Waits until a chunk of an array is on the disk, so that a power failure cannot lose it."""
-        file = self.path.joinpath(name, "c", str(chunk), *["0"] * (self.group[name].ndim - 1))
+        file = self.path.joinpath(name, "c", str(chunk), *["0"] * (self._array(name).ndim - 1))
         with contextlib.suppress(FileNotFoundError), open(file, "rb") as opened:  # a chunk of fill values has no file
             os.fsync(opened.fileno())
 
