@@ -300,7 +300,8 @@ def test_targets_are_one_for_all_or_one_for_each_item(tmp_path):
         np.testing.assert_allclose(group["relevance"][:], expected, atol=1e-5 * np.abs(expected).max())
     for target in (5, -1, targets + 1):
         with pytest.raises(batch.BatchError, match="a target is out of range; expected 0 to 4"):
-            explain(tmp_path / f"wrong {target}", x, target=target)
+            explain(tmp_path / "wrong", x, target=target)
+        assert not (tmp_path / "wrong").exists()
     with pytest.raises(batch.BatchError, match="expected one int, or 43 ints"):
         explain(tmp_path / "wrong", x, target=targets[:3])
 
@@ -456,3 +457,17 @@ def test_worker_processes_read_the_same_items_in_the_same_order(tmp_path, made):
 
 def test_the_device_waits_if_reading_is_slow(tmp_path):
     assert explain(tmp_path / "store", Images(0.01)).waiting > 0.3
+
+
+@pytest.mark.parametrize("progress", [True, None, False])
+def test_progress_is_shown_if_asked_for(tmp_path, capsys, progress):
+    explain(tmp_path / "store", readable()[0][:9], progress=progress)
+    out, err = capsys.readouterr()
+    assert (out, "9/9" in err and "item/s" in err and "device waits" in err) == ("", progress is True)
+    assert err == "" or progress
+
+
+def test_importing_the_package_imports_neither_zarr_nor_grain():
+    code = "import sys, lrp_jax.batch; print(*{m.split('.')[0] for m in sys.modules})"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"zarr", "grain", "array_record", "xarray", "matplotlib", "tqdm"} & set(found)

@@ -110,7 +110,12 @@ def explain_dataset(
         "weights (sha256)": _weights_sha256(params), "sum_channels": sum_channels, "relevance dtype": dtype,
         "layers": list(layers), "ledger": ledger, "compute": compute, **_versions(), **(settings or {}),
     }  # fmt: skip
-    make = functools.partial(Program, explain, params, item, wanted=wanted)
+
+    def make(size: int) -> Program:
+        program = Program(explain, params, item, size, wanted)
+        if targets is not None and not (targets.min() >= 0 and targets.max() < program.classes):
+            raise BatchError(f"a target is out of range; expected 0 to {program.classes - 1}.")
+        return program
 
     def make_store() -> tuple[Store, Program] | None:
         if jax.process_index():
@@ -124,8 +129,6 @@ def explain_dataset(
 
     opened, program = _together(make_store) or (None, None)
     opened, program = _together(lambda: (opened, program) if opened and program else open_made())
-    if targets is not None and not (targets.min() >= 0 and targets.max() < program.classes):
-        raise BatchError(f"a target is out of range; expected 0 to {program.classes - 1}.")
     if retry and not jax.process_index():
         opened.reset([UNREADABLE, NOT_FINITE])
     done = _from_first_process(opened.done())
@@ -151,8 +154,8 @@ def _execute(
     starts = [start for span in spans for start in range(span.start, span.stop, program.size)]
     before = sum(len(store.span(chunk)) for chunk in np.flatnonzero(done).tolist())
     total = sum(map(len, spans))
-    hidden = True if jax.process_index() else None if progress is None else not progress
-    with tqdm(total=total, unit="item", disable=hidden or (None if total else True), leave=False) as bar:
+    hidden = jax.process_index() > 0 or not total or (None if progress is None else not progress)
+    with tqdm(total=total, unit="item", disable=hidden, leave=False) as bar:
 
         def update(items: int, waiting: float) -> None:
             bar.set_postfix_str(f"device waits {waiting:.0%}", refresh=False)
