@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -76,18 +77,17 @@ def test_batch_report_and_gallery_of_a_folder(tmp_path, capsys, pixels):
 
 
 def test_all_kinds_of_input_give_the_same_relevance(tmp_path, capsys, pixels):
+    record = pytest.importorskip("array_record.python.array_record_module")
     write(tmp_path / "images", pixels, [f"{i:02}.png" for i in range(12)])
     (tmp_path / "list.txt").write_text("\n".join(f"images/{i:02}.png" for i in range(12)) + "\n")
     np.save(tmp_path / "bytes.npy", pixels)
     np.save(tmp_path / "numbers.npy", pixels[..., None].astype(np.float32) / 255)
     zarr.save_array(tmp_path / "array.zarr", pixels)
-    inputs = ["images", "list.txt", "bytes.npy", "numbers.npy", "array.zarr"]
-    if record := pytest.importorskip("array_record.python.array_record_module"):
-        writer = record.ArrayRecordWriter(str(tmp_path / "images.array_record"), "group_size:1")
-        for i in range(12):
-            writer.write((tmp_path / "images" / f"{i:02}.png").read_bytes())
-        writer.close()
-        inputs.append("images.array_record")
+    writer = record.ArrayRecordWriter(str(tmp_path / "images.array_record"), "group_size:1")
+    for i in range(12):
+        writer.write((tmp_path / "images" / f"{i:02}.png").read_bytes())
+    writer.close()
+    inputs = ["images", "list.txt", "bytes.npy", "numbers.npy", "array.zarr", "images.array_record"]
     found = []
     for name in inputs:
         store = tmp_path / f"{name}.store"
@@ -160,3 +160,21 @@ def test_denormalize_is_the_inverse_of_normalize(name):
         cut = preprocessing.cut(image.convert("RGB"))
     expected = np.asarray(cut.convert("L").convert("RGB") if preprocessing.grey else cut)
     np.testing.assert_array_equal(np.asarray(preprocessing.denormalize(preprocessing.normalize(cut))), expected)
+
+
+def test_processes_are_joined_as_the_options_say(tmp_path, capsys, pixels, monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given: calls.append(given))
+    np.save(tmp_path / "digits.npy", pixels)
+    command = ("batch", tmp_path / "digits.npy", *MODEL, "--out", tmp_path / "store", "--batch-size", 12)
+    assert run(capsys, *command, "--coordinator", "host:1234", "--processes", 2, "--process", 1)[0] == 0
+    assert run(capsys, *command, "--distributed")[0] == 0
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "other:99")
+    assert run(capsys, *command)[0] == 0
+    assert calls == [("host:1234", 2, 1), (None, None, None), ("other:99", None, None)]
+
+    def fail(*_):
+        raise RuntimeError("no\nanswer")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    assert run(capsys, *command) == (2, "", "lrp-jax: the other processes cannot be reached (no answer).\n")
