@@ -323,6 +323,8 @@ def test_any_iterable_can_be_explained(tmp_path):
     assert files(tmp_path / "array") == files(tmp_path / "drawn")
     with pytest.raises(batch.BatchError, match="the length of an iterable is not known"):
         explain(tmp_path / "unknown", (item for item in x))
+    with pytest.raises(batch.BatchError, match="workers must be 0"):
+        explain(tmp_path / "unknown", (item for item in x), length=len(x), workers=1)
     summary = explain(tmp_path / "short", (item for item in x), length=len(x) + 2)
     assert summary.unreadable == 2
 

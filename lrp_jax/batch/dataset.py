@@ -21,11 +21,11 @@ from lrp_jax.batch import store as stores
 from lrp_jax.batch.program import RELEVANCE_DTYPES, Program, Wanted, is_out_of_memory, mesh_of
 from lrp_jax.batch.reading import Loader, first_item
 from lrp_jax.batch.run import Run, Summary, summarize
-from lrp_jax.batch.sources import Source, as_source
+from lrp_jax.batch.sources import Drawn, Source, as_source
 from lrp_jax.batch.store import NOT_FINITE, UNREADABLE, BatchError, Store
 from lrp_jax.core.numbers import check_count
 
-BATCH_SIZE = 32
+BATCH_SIZE = 8
 """The number of items that a device explains at a time, if the user does not choose it."""
 
 LARGEST_MEASURED = 256
@@ -101,6 +101,8 @@ def explain_dataset(
     """
     source, wanted = as_source(items, names, length), Wanted(sum_channels, dtype, tuple(layers), ledger, compute)
     _check_options(explain, wanted, batch_size, chunk)
+    if workers and isinstance(getattr(source, "items", None), Drawn):
+        raise BatchError("an iterable without positions is read in one thread; workers must be 0.")
     first = first_item(source)
     item = jax.ShapeDtypeStruct(first.shape, first.dtype)
     targets, described = _targets(target, len(source))
@@ -281,7 +283,7 @@ def _sha256(data: str | bytes) -> str:
 
 def _weights_sha256(params: Any) -> str:
     """The hash of all names, shapes and numbers of params."""
-    mesh_of(params)
+    mesh_of(params)  # raises an error if some numbers are on other hosts
     found = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         array = np.ascontiguousarray(leaf)

@@ -59,8 +59,8 @@ def _add_batch(commands) -> None:
     command.add_argument("--composite", metavar="NAME", help=rules)
     target = "the class to explain: name, index or WordNet id (default: the most probable class)"
     command.add_argument("--target", metavar="CLASS", help=target)
-    size = "images that a device explains at a time, or auto: the fastest number, measured once (default: 32)"
-    command.add_argument("--batch-size", type=_batch_size, default=32, metavar="N", help=size)
+    size = "images that a device explains at a time, or auto: the fastest number, measured once (default: 8)"
+    command.add_argument("--batch-size", type=_batch_size, default=8, metavar="N", help=size)
     compute = "dtype of weights and images; bfloat16 is faster on GPUs and TPUs (default: %(default)s)"
     command.add_argument("--compute", choices=("float32", "bfloat16"), default="float32", help=compute)
     dtype = "dtype of the stored relevance (default: %(default)s)"
