@@ -13,12 +13,9 @@ lrp-jax mnist rules --data "$MNIST" --out docs --overwrite
 lrp-jax mnist removal --data "$MNIST" --count 2000 --out docs --overwrite
 lrp-jax mnist networks --data "$MNIST" --count 2000 --out docs --overwrite
 lrp-jax table wine --out docs --overwrite
-<<<<<<< HEAD
 lrp-jax text --model smollm2 "The capital of France is" --contrast London --layers --heads 23 \
     --png docs/capital.png --overwrite
-=======
 store=$(mktemp -d)
 python -c "import numpy as np; from lrp_jax.data import digits; np.save('$store/digits.npy', digits.shipped().images)"
 lrp-jax batch "$store/digits.npy" --model mnist_cnn --out "$store/digits.zarr" --ledger
 lrp-jax report "$store/digits.zarr" --out docs --overwrite
->>>>>>> d2ad4dc (docs/batch.md, README, CHANGELOG)
