@@ -74,6 +74,13 @@ def test_batch_report_and_gallery_of_a_folder(tmp_path, capsys, pixels):
     assert page.count("The ledger balances") == 12
     with Image.open(out / "gallery.png") as montage:
         assert montage.width > 100
+    (folder / "a" / "2.png").write_bytes(b"")
+    code, _, err = run(capsys, "gallery", tmp_path / "digits.zarr", "--out", out, "--overwrite")
+    assert (code, "a/2.png: " in err) == (2, True)
+    assert (out / "gallery.html").read_text().count("<section>") == 11
+    (folder / "a" / "2.png").unlink()
+    code, _, err = run(capsys, "gallery", tmp_path / "digits.zarr", "--out", out, "--overwrite")
+    assert (code, err) == (2, f"lrp-jax: the images in {folder} are not those of {tmp_path / 'digits.zarr'}.\n")
 
 
 def test_all_kinds_of_input_give_the_same_relevance(tmp_path, capsys, pixels):

@@ -31,6 +31,9 @@ BATCH_SIZE = 8
 LARGEST_MEASURED = 256
 """The largest batch that `batch_size="auto"` tries."""
 
+NAMES = "names (sha256)"
+"""The setting that contains `names_sha256`."""
+
 _CHUNK_BYTES, _CHUNK_ITEMS = 32 * 2**20, 1024
 
 Found = TypeVar("Found")
@@ -108,7 +111,7 @@ def explain_dataset(
     targets, described = _targets(target, len(source))
     given = {
         "explainer": re.sub(r" at 0x[0-9a-f]+", "", repr(explain)), "items": len(source), "item shape": [*item.shape],
-        "item dtype": str(item.dtype), "names (sha256)": _sha256("\n".join(source.names)), "target": described,
+        "item dtype": str(item.dtype), NAMES: names_sha256(source), "target": described,
         "weights (sha256)": _weights_sha256(params), "sum_channels": sum_channels, "relevance dtype": dtype,
         "layers": list(layers), "ledger": ledger, "compute": compute, **_versions(), **(settings or {}),
     }  # fmt: skip
@@ -271,6 +274,11 @@ def _versions() -> dict[str, str]:
     """What else determines the last bits of the results."""
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
     return {"lrp_jax": lrp_jax.__version__, **versions, "device": jax.local_devices()[0].device_kind}
+
+
+def names_sha256(source: Source) -> str:
+    """The hash of the names of all items."""
+    return _sha256("\n".join(source.names))
 
 
 def _say(text: str) -> None:

@@ -203,7 +203,7 @@ def _ledger(store: Store, items: slice) -> Ledger:
     group: Any = store.group
     if "ledger" not in group:
         raise BatchError(f"{store.path} has no ledger; make a store with --ledger, or ledger=True.")
-    explained = store.status[items] == EXPLAINED
+    explained = np.asarray(group["status"][items]) == EXPLAINED
     if not explained.any():
         raise BatchError(f"{store.path}: no item is explained.")
     terms = np.asarray(group["ledger"][items], np.float64)[explained]

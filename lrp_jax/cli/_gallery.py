@@ -1,6 +1,7 @@
 """The command `lrp-jax gallery`: many images explained on one HTML page."""
 
 import base64
+import functools
 import html
 import io
 import sys
@@ -16,6 +17,7 @@ from lrp_jax.cli._common import (
     check_not_existing,
     load_model,
     load_params,
+    print_error,
     print_write_error,
 )
 from lrp_jax.cli._explainers import make_explainers
@@ -109,14 +111,26 @@ def _of_store(path: str, options) -> tuple[Any, int, list[str], list[Any]]:
         if not (name := store.settings.get("model")):
             raise CommandError(f"{path} was not made by `lrp-jax batch`; its network is not known.")
         model = load_model(name)
-        source = batch.open_input(store.about["input"], model.preprocessing)
+        source = batch.open_input(given := store.about["input"], model.preprocessing)
     except batch.BatchError as error:
         raise CommandError(error) from None
+    if batch.names_sha256(source) != store.settings[batch.NAMES]:
+        raise CommandError(f"the images in {given} are not those of {path}.")
     check_folder(options.out)
-    sections, tiles = [], []
+
+    @functools.lru_cache(1)
+    def relevance_of(chunk):
+        items = store.span(chunk)
+        return store.relevance(slice(items.start, items.stop))
+
+    sections, tiles, exit_code = [], [], 0
     for i in np.flatnonzero(store.status == batch.STATUS.index("explained"))[:MAX_SHOWN].tolist():
-        image = InputImage(str(store.names[i]), model.preprocessing.denormalize(source[i]), Path())
-        R = store.relevance(i)
+        x = batch.read_item(source, i)
+        if isinstance(x, str):
+            exit_code = print_error(CommandError(f"{source.names[i]}: {x}"))
+            continue
+        image = InputImage(str(source.names[i]), model.preprocessing.denormalize(x), Path())
+        R = relevance_of(i // store.chunk)[i % store.chunk]
         R = R[..., None] if store.settings["sum_channels"] else R
         notes = [batch.ledger(store, slice(i, i + 1)).verdict] if store.settings["ledger"] else []
         c, logits = int(store.group["target"][i]), store.group["logits"][i]
@@ -124,7 +138,7 @@ def _of_store(path: str, options) -> tuple[Any, int, list[str], list[Any]]:
         sections.append(_section(image, model, logits, c, {store.settings["composite"]: R}, notes))
     if not sections:
         raise CommandError(f"{path}: no item is explained.")
-    return model, 0, sections, tiles
+    return model, exit_code, sections, tiles
 
 
 def _explainer(
