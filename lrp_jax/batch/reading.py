@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import gc
 import importlib.util
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -133,10 +134,17 @@ def _read_in_processes(loader: Loader, workers: int) -> Generator[Batch]:
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain reads its flags, which only programs of absl parse
-    data: Any = grain.MapDataset.source(loader)  # pyright: ignore[reportArgumentType]
+    try:
+        yield from _of_workers(grain, loader, workers)
+    finally:
+        gc.collect()  # ends the workers and releases the memory shared with them
+
+
+def _of_workers(grain: Any, loader: Loader, workers: int) -> Generator[Batch]:
+    data = grain.MapDataset.source(loader)
     data = data.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
     options = grain.MultiprocessingOptions(num_workers=min(workers, len(loader)), per_worker_buffer_size=2)
     for element in data.mp_prefetch(options):
         batch = Batch(np.array(element.x), [str(error) for error in element.errors])
-        del element  # memory that is shared with the worker
+        del element  # its memory is shared with the worker
         yield batch
