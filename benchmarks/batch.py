@@ -133,12 +133,13 @@ def draw(found: list[dict], file: Path) -> None:
         for key, label, style in (("store", "lrp-jax batch", "o-"), ("memory", "relevance, in memory", "s--"),
                                   ("gradient", "gradient, in memory", "^:")):  # fmt: skip
             ax.plot([r["size"] for r in shown], [r[key] for r in shown], style, label=label, markersize=4)
-        ax.set(xscale="log", xlabel="images that a device explains at a time", yscale="log")
+        ax.set(xscale="log", xlabel="images that a device explains at a time")
         ax.set_xticks(SIZES, SIZES)
         ax.minorticks_off()
         ax.set_title(f"{devices} device{'s' * (devices > 1)}", fontsize=10)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("images per second")
+    axes[0].set_ylim(0)
     axes[0].legend(fontsize=8, frameon=False)
     figure.suptitle("mnist_cnn on two CPU cores; two simulated devices share them", fontsize=10)
     figure.savefig(file, dpi=150)
