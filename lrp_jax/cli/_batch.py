@@ -22,7 +22,7 @@ from lrp_jax.models import DEFAULT
 _SHOWN = 5
 """Number of items whose errors are printed."""
 
-_MOST_WORKERS, _FEW_ITEMS = 8, 256
+_MOST_WORKERS, _FEW_ITEMS, _FEW_PROCESSORS = 8, 256, 4
 
 
 def add(commands) -> None:
@@ -133,13 +133,14 @@ def _connect(options) -> None:
 
 
 def _chosen_workers(given: int | None, source: Any) -> int:
-    """The number of worker processes. They are worth their start if there are many images to decode."""
+    """The number of worker processes. They are worth their start if there are many images and processors."""
     if given is not None:
         return given
     from lrp_jax.batch.reading import has_grain
 
     many = getattr(source, "is_slow", False) and len(source) >= _FEW_ITEMS
-    return max(1, min(_MOST_WORKERS, (os.cpu_count() or 1) - 1)) if many and has_grain() else 0
+    processors = os.cpu_count() or 1
+    return min(_MOST_WORKERS, processors // 2) if many and processors >= _FEW_PROCESSORS and has_grain() else 0
 
 
 def _print_errors(store: Any, batch: Any) -> None:
