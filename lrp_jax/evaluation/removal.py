@@ -1,7 +1,8 @@
 """Feature removal: the prediction while the most relevant inputs are removed step by step.
 
 The earlier the prediction falls, the more faithful is the explanation (Samek et al. 2017, "Evaluating the
-Visualization of What a Deep Neural Network Has Learned", section III).
+Visualization of What a Deep Neural Network Has Learned", section III). Removal of values is called pixel flipping,
+removal of patches is called region perturbation.
 """
 
 from __future__ import annotations
@@ -15,22 +16,33 @@ import numpy as np
 
 from lrp_jax import methods
 from lrp_jax.core.dtypes import at_least_float32
-from lrp_jax.core.numbers import check_number, is_whole
+from lrp_jax.core.numbers import check_count, check_number, is_whole
+from lrp_jax.evaluation.batches import by_batches, in_chunks
+from lrp_jax.evaluation.masking import check_units, fill_values, per_unit, to_inputs, unit_shape
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
+    from jaxtyping import Float, Int
+
+SCORES = ("probability", "logit", "accuracy")
+"""The scores of a class along a curve."""
 
 
 class Removal(NamedTuple):
     """The predictions while inputs are removed. The first step is the complete input.
 
     Attributes:
-        removed: (steps,) number of removed inputs (pixels).
+        removed: (steps,) number of removed inputs (values, pixels or patches).
         probabilities: (steps, N, K) softmax of the logits.
+        logits: (steps, N, K).
+        targets: (N,) the classes that are scored. None: the class that is predicted for the complete input.
+        least_first: the same with the least relevant inputs first, if `remove` has `least_first=True`.
     """
 
     removed: Int[np.ndarray, " steps"]
     probabilities: Float[np.ndarray, "steps N K"]
+    logits: Float[np.ndarray, "steps N K"] | None = None
+    targets: Int[np.ndarray, " N"] | None = None
+    least_first: Removal | None = None
 
     @property
     def confidence(self) -> Float[np.ndarray, "steps N"]:
@@ -56,50 +68,120 @@ class Removal(NamedTuple):
         """(steps, N): the probability of the class that is predicted for the complete input."""
         return np.take_along_axis(self.probabilities, self.classes[0][None, :, None], -1)[..., 0]
 
+    def curve(self, score: str = "probability") -> Float[np.ndarray, "steps N"]:
+        """(steps, N): the score of the target at each step.
+
+        Args:
+            score: "probability", "logit", or "accuracy": 1 if the target is the predicted class, otherwise 0.
+        """
+        targets = self.classes[0] if self.targets is None else self.targets
+        if score == "accuracy":
+            return (self.classes == targets).astype(np.float64)
+        values = {"probability": self.probabilities, "logit": self.logits}.get(score)
+        if values is None:
+            raise ValueError(f"score {score!r}: expected one of {', '.join(SCORES)}, and logits for 'logit'.")
+        return np.take_along_axis(values, targets[None, :, None], -1)[..., 0].astype(np.float64)
+
+    def aopc(self, score: str = "probability") -> Float[np.ndarray, " N"]:
+        """(N,): area over the perturbation curve, `1/(L+1) sum_{k=0}^L f(x_0) - f(x_k)`.
+
+        Samek et al. 2017, equation 12, for one example.
+        """
+        curve = self.curve(score)
+        return (curve[0] - curve).mean(0)
+
+    def auc(self, score: str = "probability") -> Float[np.ndarray, " N"]:
+        """(N,): area under the curve over the share of removed inputs, 0 to the last step, by the trapezoidal rule.
+
+        If the last step removes all inputs, this is the deletion score of Petsiuk et al. 2018, "RISE".
+        `removal.least_first.auc()` is their insertion score: the input without its L - k least relevant parts is the
+        fill with its k most relevant parts.
+        """
+        curve, share = self.curve(score), self.removed / self.removed[-1]
+        return (np.diff(share)[:, None] * (curve[1:] + curve[:-1]) / 2).sum(0)
+
+    def abpc(self, score: str = "probability") -> Float[np.ndarray, " N"]:
+        """(N,): area between the curves, `1/(L+1) sum_k f(x_k, least relevant first) - f(x_k, most relevant first)`.
+
+        It is high if the most relevant inputs matter and the least relevant inputs do not (Bluecher et al. 2024,
+        "Decoupling Pixel Flipping and Occlusion Strategy for Consistent XAI Benchmarks").
+
+        Raises:
+            ValueError: the least relevant inputs were not removed.
+        """
+        if self.least_first is None:
+            raise ValueError("the area between curves needs both orders; use remove(..., least_first=True).")
+        return (self.least_first.curve(score) - self.curve(score)).mean(0)
+
 
 def remove(
-    fn: Callable[..., jax.Array], *, removed: Sequence[int], fill: Any = 0.0, pixels: bool = True
+    fn: Callable[..., jax.Array],
+    *,
+    removed: Sequence[int] | int,
+    fill: Any = 0.0,
+    pixels: bool = True,
+    patch: int = 1,
+    least_first: bool = False,
+    batch_size: int | None = None,
 ) -> Callable[..., Removal]:
     """Removes inputs in the order of their relevance, the most relevant first.
 
+    With equal fill, steps and score, the curves are those of PixelFlipping (`pixels=False`) and RegionPerturbation
+    (`patch`) of Quantus 0.6, except that Quantus leaves out step 0 and RegionPerturbation returns the fall of the
+    score.
+
     Args:
         fn: `fn(*args) -> logits (N, K)`. The last argument is the input x (N, ...).
-        removed: the number of removed inputs at each step, increasing. The step 0 is added.
-        fill: the value of removed inputs: a number, or an array shaped as one example.
+        removed: the number of removed inputs at each step, increasing. The step 0 is added. A whole number S means S
+            equal steps until all inputs are removed.
+        fill: the value of removed inputs: a number, an array shaped as one example or as x, or a function of x, such as
+            `mean_fill`, `blur_fill()`, `noise_fill(seed)`.
         pixels: True removes all channels (the last axis) of a position together. False removes each value
             separately, for example the features of a table.
+        patch: the side of square patches. Patches are removed as a whole, and `removed` counts patches.
+        least_first: whether the opposite order is also computed, in the same compiled program.
+        batch_size: the number of inputs in one call of fn. None calls fn with all examples at one step. Otherwise, many
+            examples are divided into batches, and several steps of few examples become one batch.
 
     Returns:
-        `measure(*args, relevance)`, compiled on its first call for each set of shapes. `relevance` has the shape of x,
-        or that of x without channels, (N, H, W) for images. It returns a `Removal` of NumPy arrays, and raises
-        ValueError if the shapes or `removed` do not match x.
+        `measure(*args, relevance, target=None)`, compiled on its first call for each set of shapes. `relevance` has the
+        shape of x, or that of x without channels, (N, H, W) for images. It returns a `Removal` of NumPy arrays, and
+        raises ValueError if the shapes or `removed` do not match x.
     """
-    check_number("fill", fill, negative=True)
-    if not all(map(is_whole, removed)):
-        raise ValueError(f"removed={list(removed)}: expected whole numbers.")
-    counts = np.array([0, *removed])
+    check_units(fill, patch)
+    if batch_size is not None:
+        check_count("batch_size", batch_size)
+    steps = [removed] if is_whole(removed) else list(removed)  # pyright: ignore[reportArgumentType]
+    if not all(map(is_whole, steps)):
+        raise ValueError(f"removed={steps}: expected whole numbers.")
 
     @jax.jit
-    def probabilities(constants, x, relevance, counts, fill):
-        order = jnp.argsort(-relevance.reshape(len(x), -1), axis=-1, stable=True)
-        rank = jnp.argsort(order, axis=-1).reshape(relevance.shape)
-        rank = rank[..., None] if x.ndim > rank.ndim else rank
-        rank, fill = jnp.broadcast_to(rank, x.shape), jnp.broadcast_to(fill, x.shape)
+    def predictions(constants, counts, x, relevance, fill):
+        chunk = 1 if batch_size is None else max(1, batch_size // len(x))
+        return in_chunks(
+            _step(fn, constants, x, per_unit(relevance, x, pixels, patch), fill, pixels, patch), counts, chunk
+        )
 
-        def step(count):
-            logits = fn(*constants, jnp.where(rank < count, fill, x))
-            return jax.nn.softmax(logits.astype(at_least_float32(logits.dtype)))
-
-        return jax.lax.map(step, counts.astype(rank.dtype))
-
-    def measure(*args: Any, relevance: Any) -> Removal:
+    def measure(*args: Any, relevance: Any, target: Any = None) -> Removal:
         *constants, x = args
         x = jnp.asarray(x)
         check_number("relevance", np.asarray(relevance), negative=True)
-        relevance = _per_position(jnp.asarray(relevance), x, pixels)
-        _check_counts(counts, int(np.prod(relevance.shape[1:])))
-        found = probabilities(constants, x, relevance, jnp.asarray(counts), jnp.asarray(fill, x.dtype))
-        return Removal(counts, np.asarray(found))
+        relevance = jnp.asarray(relevance)
+        jax.eval_shape(lambda R: per_unit(R, x, pixels, patch), relevance)  # checks the shapes
+        counts = _counts(removed, int(np.prod(unit_shape(x.shape, pixels, patch))))
+        items = np.concatenate([counts, -1 - counts]) if least_first else counts
+        logits, probabilities = by_batches(
+            lambda *parts: predictions(constants, items, *parts),
+            (x, relevance, fill_values(fill, x)),
+            batch_size,
+            axis=1,
+        )
+        targets = probabilities[0].argmax(-1) if target is None else np.broadcast_to(np.asarray(target), len(x))
+        most, least = (
+            Removal(counts, probabilities[part], logits[part], targets)
+            for part in (slice(len(counts)), slice(len(counts), None))
+        )
+        return most._replace(least_first=least) if least_first else most
 
     return measure
 
@@ -138,20 +220,31 @@ def compare_orders(
     return compare
 
 
-def _per_position(relevance: Float[Array, "N ..."], x: Float[Array, "N ..."], pixels: bool) -> Float[Array, "N ..."]:
-    """The relevance of each position or, without pixels, of each value."""
-    if pixels and x.ndim < 3:
-        raise ValueError(f"x has shape {x.shape}, without positions and channels; use pixels=False.")
-    if pixels and relevance.ndim == x.ndim:
-        relevance = relevance.sum(-1)
-    positions = x.shape[:-1] if pixels else x.shape
-    if relevance.shape != positions:
-        either = f" or {positions}" if pixels else ""
-        raise ValueError(f"relevance has shape {relevance.shape}; expected {x.shape}{either}.")
-    return relevance
+def _step(
+    fn: Callable, constants: Any, x: Any, relevance: Any, fill: Any, pixels: bool, patch: int
+) -> Callable[[Any], tuple[Any, Any]]:
+    """The function from a number of removed inputs to logits and probabilities; -1 - k removes the k least relevant."""
+    order = jnp.argsort(-relevance.reshape(len(x), -1), axis=-1, stable=True)
+    rank = jnp.argsort(order, axis=-1).reshape(relevance.shape)
+    last = order.shape[-1] - 1
+
+    def step(count):
+        count = count.astype(rank.dtype)
+        gone = jnp.where(count < 0, last - rank < -1 - count, rank < count)
+        logits = fn(*constants, jnp.where(to_inputs(gone, x.shape, pixels, patch), fill, x))
+        logits = logits.astype(at_least_float32(logits.dtype))
+        return logits, jax.nn.softmax(logits)
+
+    return step
 
 
-def _check_counts(counts: Int[np.ndarray, " steps"], total: int) -> None:
-    """Raises ValueError unless the numbers of removed inputs increase and are at most `total`."""
+def _counts(removed: Sequence[int] | int, total: int) -> Int[np.ndarray, " steps"]:
+    """The numbers of removed inputs, from 0. Raises ValueError unless they increase and are at most `total`."""
+    if isinstance(removed, int | np.integer):
+        if not 1 <= removed <= total:
+            raise ValueError(f"removed={removed}: expected 1 to {total} steps.")
+        return np.round(np.linspace(0, total, int(removed) + 1)).astype(int)
+    counts = np.array([0, *removed])
     if (np.diff(counts) <= 0).any() or counts[-1] > total:
         raise ValueError(f"removed={counts[1:].tolist()}: expected increasing numbers from 1 to {total}.")
+    return counts
