@@ -12,6 +12,7 @@ import numpy as np
 from lrp_jax.api import lrp
 from lrp_jax.composites import as_composite
 from lrp_jax.core.numbers import check_number
+from lrp_jax.evaluation.complexity import gini
 from lrp_jax.evaluation.removal import remove
 
 if TYPE_CHECKING:
@@ -156,9 +157,4 @@ def _is_family(candidate: Any) -> bool:
 
 def _gini(R: Float[np.ndarray, "N ..."], pixels: bool) -> float:
     """The mean over examples of the Gini index of the absolute relevance of positions, or of values."""
-    R = R.astype(np.float64)
-    R = np.abs(R.sum(-1) if pixels else R).reshape(len(R), -1)
-    R = np.sort(R, axis=1)
-    n = R.shape[1]
-    weights = 2 * np.arange(1, n + 1) - n - 1
-    return float(((R * weights).sum(1) / np.maximum(n * R.sum(1), 1e-300)).mean())
+    return float(np.nan_to_num(gini(jnp.asarray(R.sum(-1) if pixels else R))).mean())
