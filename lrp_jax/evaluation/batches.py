@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lrp_jax.core.numbers import check_count
@@ -44,7 +43,7 @@ def by_batches(function: Callable[..., Any], arrays: tuple[Any, ...], size: int 
 
     Args:
         function: from parts of the arrays to a tree of arrays.
-        arrays: (N, ...) each. A part that is too short is filled with the first example.
+        arrays: (N, ...) each. A batch that is too short is filled with the first example.
         size: number of examples in a batch. None applies the function once to all.
         axis: the axis of the examples in the results.
 
@@ -58,14 +57,3 @@ def by_batches(function: Callable[..., Any], arrays: tuple[Any, ...], size: int 
         kept = range(len(part))
         found.append(jax.tree.map(lambda v, kept=kept: np.asarray(v).take(kept, axis), whole))
     return jax.tree.map(lambda *parts: np.concatenate(parts, axis), *found)
-
-
-def in_chunks(step: Callable[[Any], Any], items: Any, chunk: int) -> Any:
-    """`jax.lax.map` of a step over items, `chunk` of them at a time. The step is traced once."""
-    if chunk == 1:
-        return jax.lax.map(step, items)
-    count = len(jax.tree.leaves(items)[0])
-    chunk = min(chunk, count)
-    index = jnp.minimum(jnp.arange(-(-count // chunk) * chunk), count - 1).reshape(-1, chunk)
-    found = jax.lax.map(lambda part: jax.vmap(step)(jax.tree.map(lambda v: v[part], items)), index)
-    return jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:])[:count], found)

@@ -13,10 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrp_jax.core.dtypes import at_least_float32
 from lrp_jax.core.numbers import check_count, check_number
-from lrp_jax.evaluation.batches import by_batches, in_chunks
-from lrp_jax.evaluation.masking import check_units, fill_values, per_unit, to_inputs, unit_shape
+from lrp_jax.evaluation.masking import check_units, fill_values, logits_without, per_unit, unit_shape
 from lrp_jax.evaluation.removal import remove
 from lrp_jax.evaluation.similarity import similarity
 
@@ -90,23 +88,11 @@ def score_falls(
     Returns:
         `measure(*args, target=None)`, which returns `ScoreFalls`; `target` is by default the predicted class.
     """
-    check_units(fill, patch)
+    check_units(fill, patch, batch_size)
     check_count("count", count)
-
-    @jax.jit
-    def falls(constants, masks, x, fill, target):
-        def score(x):
-            logits = fn(*constants, x)
-            logits = logits.astype(at_least_float32(logits.dtype))
-            scores = jax.nn.softmax(logits) if probability else logits
-            return jnp.take_along_axis(scores, target[:, None], -1)[:, 0]
-
-        def without(mask):
-            return score(jnp.where(to_inputs(mask, x.shape, pixels, patch), fill, x))
-
-        chunk = 1 if batch_size is None else max(1, batch_size // len(x))
-        whole = score(x)
-        return whole[None] - in_chunks(without, jnp.moveaxis(masks, 1, 0), chunk)
+    options = {"pixels": pixels, "patch": patch, "batch_size": batch_size}
+    of_masks = logits_without(fn, lambda mask, _: mask, **options)
+    of_own_masks = logits_without(fn, lambda index, own: own[:, index], **options)
 
     def measure(*args: Any, target: Any = None) -> ScoreFalls:
         *constants, x = args
@@ -120,13 +106,15 @@ def score_falls(
             raise ValueError(
                 f"masks have shape {chosen.shape}; expected (M, 1 or {len(x)}, {', '.join(map(str, units))})."
             )
-        if target is None:
-            target = jnp.argmax(fn(*args), -1)
-        target, filled = jnp.broadcast_to(jnp.asarray(target), len(x)), fill_values(fill, x)
-        each = np.broadcast_to(chosen, (len(chosen), len(x), *units)).swapaxes(0, 1)
-        found = by_batches(
-            lambda masks, *parts: falls(constants, masks, *parts), (each, x, filled, target), batch_size, axis=1
-        )
+        filled, every = fill_values(fill, x), np.concatenate([np.zeros_like(chosen[:1]), chosen])
+        if chosen.shape[1] == 1:
+            logits = of_masks(constants, every, x, filled, np.zeros(len(x), bool))
+        else:
+            logits = of_own_masks(constants, np.arange(len(every)), x, filled, every.swapaxes(0, 1))
+        target = logits[0].argmax(-1) if target is None else np.broadcast_to(np.asarray(target), len(x))
+        scores = np.asarray(jax.nn.softmax(jnp.asarray(logits))) if probability else logits
+        scores = np.take_along_axis(scores, target[None, :, None], -1)[..., 0]
+        found = scores[0] - scores[1:]
         return ScoreFalls(chosen, found, np.asarray(x - filled), pixels, patch)
 
     return measure

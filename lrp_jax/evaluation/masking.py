@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrp_jax.core.dtypes import at_least_float32
 from lrp_jax.core.numbers import check_count, check_number
+from lrp_jax.evaluation.batches import by_batches
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Shaped
@@ -62,10 +64,53 @@ def fill_values(fill: Any, x: Float[Array, "N ..."]) -> Float[Array, "N ..."]:
     return jnp.broadcast_to(jnp.asarray(fill(x) if callable(fill) else fill, x.dtype), x.shape)
 
 
-def check_units(fill: Any, patch: int) -> None:
-    """Raises if the fill has numbers that are not finite, or the patch has no size."""
+def check_units(fill: Any, patch: int, batch_size: int | None) -> None:
+    """Raises if the fill has numbers that are not finite, or the patch or the batch has no size."""
     check_number("fill", fill, negative=True)
     check_count("patch", patch)
+    if batch_size is not None:
+        check_count("batch_size", batch_size)
+
+
+def logits_without(
+    fn: Callable[..., jax.Array],
+    mask_of: Callable[[Any, Any], Any],
+    *,
+    pixels: bool,
+    patch: int,
+    batch_size: int | None,
+) -> Callable[..., Float[np.ndarray, "M N K"]]:
+    """The logits while units are removed, compiled once for each set of shapes.
+
+    The loop over masks is one of Python: on CPUs, convolutions in a loop of XLA are several times slower.
+
+    Args:
+        fn: `fn(*constants, x) -> logits (N, K)`.
+        mask_of: `mask_of(item, extra)`, true where units (N or 1, *units) are removed.
+        pixels, patch, batch_size: as for `remove`.
+
+    Returns:
+        `logits(constants, items, x, fill, extra)` for items (M, ...), inputs x (N, ...), fill in the shape of x, and
+        other values extra (N, ...) for each example.
+    """
+
+    @jax.jit
+    def of_chunk(constants, items, x, fill, extra):
+        def of_item(item):
+            gone = to_inputs(mask_of(item, extra), x.shape, pixels, patch)
+            logits = fn(*constants, jnp.where(gone, fill, x))
+            return logits.astype(at_least_float32(logits.dtype))
+
+        return of_item(items[0])[None] if len(items) == 1 else jax.vmap(of_item)(items)
+
+    def logits(constants, items, x, fill, extra):
+        def of_batch(*arrays):
+            chunk = 1 if batch_size is None else max(1, batch_size // len(arrays[0]))
+            return by_batches(lambda part: of_chunk(constants, part, *arrays), (items,), chunk)
+
+        return by_batches(of_batch, (x, fill, extra), batch_size, axis=1)
+
+    return logits
 
 
 def mean_fill(x: Float[Array, "N ..."]) -> Float[Array, "N ..."]:

@@ -15,13 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrp_jax import methods
-from lrp_jax.core.dtypes import at_least_float32
-from lrp_jax.core.numbers import check_count, check_number, is_whole
-from lrp_jax.evaluation.batches import by_batches, in_chunks
-from lrp_jax.evaluation.masking import check_units, fill_values, per_unit, to_inputs, unit_shape
+from lrp_jax.core.numbers import check_number, is_whole
+from lrp_jax.evaluation.masking import check_units, fill_values, logits_without, per_unit
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Array, Bool, Float, Int
 
 SCORES = ("probability", "logit", "accuracy")
 """The scores of a class along a curve."""
@@ -148,34 +146,26 @@ def remove(
         shape of x, or that of x without channels, (N, H, W) for images. It returns a `Removal` of NumPy arrays, and
         raises ValueError if the shapes or `removed` do not match x.
     """
-    check_units(fill, patch)
-    if batch_size is not None:
-        check_count("batch_size", batch_size)
+    check_units(fill, patch, batch_size)
     steps = [removed] if is_whole(removed) else list(removed)  # pyright: ignore[reportArgumentType]
     if not all(map(is_whole, steps)):
         raise ValueError(f"removed={steps}: expected whole numbers.")
 
+    logits_of = logits_without(fn, _first_units, pixels=pixels, patch=patch, batch_size=batch_size)
+
     @jax.jit
-    def predictions(constants, counts, x, relevance, fill):
-        chunk = 1 if batch_size is None else max(1, batch_size // len(x))
-        return in_chunks(
-            _step(fn, constants, x, per_unit(relevance, x, pixels, patch), fill, pixels, patch), counts, chunk
-        )
+    def ranks(relevance, x):
+        return _ranks(per_unit(relevance, x, pixels, patch))
 
     def measure(*args: Any, relevance: Any, target: Any = None) -> Removal:
         *constants, x = args
         x = jnp.asarray(x)
         check_number("relevance", np.asarray(relevance), negative=True)
-        relevance = jnp.asarray(relevance)
-        jax.eval_shape(lambda R: per_unit(R, x, pixels, patch), relevance)  # checks the shapes
-        counts = _counts(removed, int(np.prod(unit_shape(x.shape, pixels, patch))))
+        rank = ranks(jnp.asarray(relevance), x)
+        counts = _counts(removed, int(np.prod(rank.shape[1:])))
         items = np.concatenate([counts, -1 - counts]) if least_first else counts
-        logits, probabilities = by_batches(
-            lambda *parts: predictions(constants, items, *parts),
-            (x, relevance, fill_values(fill, x)),
-            batch_size,
-            axis=1,
-        )
+        logits = logits_of(constants, items, x, fill_values(fill, x), rank)
+        probabilities = np.asarray(jax.nn.softmax(jnp.asarray(logits)))
         targets = probabilities[0].argmax(-1) if target is None else np.broadcast_to(np.asarray(target), len(x))
         most, least = (
             Removal(counts, probabilities[part], logits[part], targets)
@@ -220,22 +210,18 @@ def compare_orders(
     return compare
 
 
-def _step(
-    fn: Callable, constants: Any, x: Any, relevance: Any, fill: Any, pixels: bool, patch: int
-) -> Callable[[Any], tuple[Any, Any]]:
-    """The function from a number of removed inputs to logits and probabilities; -1 - k removes the k least relevant."""
-    order = jnp.argsort(-relevance.reshape(len(x), -1), axis=-1, stable=True)
-    rank = jnp.argsort(order, axis=-1).reshape(relevance.shape)
-    last = order.shape[-1] - 1
+def _ranks(relevance: Float[Array, "N ..."]) -> Int[Array, "N ..."]:
+    """The rank of each unit by its relevance, 0 for the highest."""
+    order = jnp.argsort(-relevance.reshape(len(relevance), -1), axis=-1, stable=True)
+    rank = jax.lax.broadcasted_iota(order.dtype, order.shape, 1)
+    rows = jnp.arange(len(order))[:, None]
+    return jnp.zeros_like(order).at[rows, order].set(rank, unique_indices=True).reshape(relevance.shape)
 
-    def step(count):
-        count = count.astype(rank.dtype)
-        gone = jnp.where(count < 0, last - rank < -1 - count, rank < count)
-        logits = fn(*constants, jnp.where(to_inputs(gone, x.shape, pixels, patch), fill, x))
-        logits = logits.astype(at_least_float32(logits.dtype))
-        return logits, jax.nn.softmax(logits)
 
-    return step
+def _first_units(count: Int[Array, ""], rank: Int[Array, "N ..."]) -> Bool[Array, "N ..."]:
+    """True for the most relevant units; a count of -1 - k means the k least relevant."""
+    count, last = count.astype(rank.dtype), rank[0].size - 1
+    return jnp.where(count < 0, last - rank < -1 - count, rank < count)
 
 
 def _counts(removed: Sequence[int] | int, total: int) -> Int[np.ndarray, " steps"]:
