@@ -100,7 +100,9 @@ def tasks(count, batch):
     flipping = quantus.PixelFlipping(features_in_step=STEP, perturb_baseline=0.0, abs=False, **plain)
     remove = evaluation.remove(jax_network, removed=range(STEP, SIDE**2 + 1, STEP), batch_size=batch)
     test = quantus.MPRT(similarity_func=quantus.correlation_spearman, abs=True, **plain)
-    randomize = evaluation.randomize_parameters(methods.gradient_times_input(jax_network), random=weights(1))
+    randomize = evaluation.randomize_parameters(
+        jax_network, methods.gradient_times_input(jax_network), random=weights(1)
+    )
 
     def flip_quantus():
         return np.asarray(flipping(a_batch=maps.transpose(0, 3, 1, 2), softmax=True, device="cpu", **call))

@@ -191,7 +191,7 @@ def test_mosaics_mark_the_part_of_their_target():
 @pytest.mark.parametrize("order", ["top_down", "bottom_up"])
 @pytest.mark.parametrize("by", ["spearman", "pearson"])
 def test_randomized_parameters_equal_quantus(order, by):
-    measure = evaluation.randomize_parameters(EXPLAIN, order=order, by=by, random=cases.params(100))
+    measure = evaluation.randomize_parameters(network, EXPLAIN, order=order, by=by, random=cases.params(100))
     found = measure(PARAMS, X, target=cases.TARGETS)
     assert list(found.layers) == list(cases.SIZES)[:: -1 if order == "top_down" else 1]
     agree(f"mprt_{order}_{by}", found.similarity)
@@ -199,16 +199,19 @@ def test_randomized_parameters_equal_quantus(order, by):
 
 def test_independent_randomization_of_the_first_layer_is_the_first_step_from_the_bottom():
     each, cascading = (
-        evaluation.randomize_parameters(EXPLAIN, order=order, seed=3)({"params": PARAMS}["params"], X).similarity
+        evaluation.randomize_parameters(network, EXPLAIN, order=order, seed=3)(
+            {"params": PARAMS}["params"], X
+        ).similarity
         for order in ("independent", "bottom_up")
     )
     np.testing.assert_allclose(each[0], cascading[0])
     assert np.abs(each[1:] - cascading[1:]).min() > 1e-6
-    wrapped = methods.gradient_times_input(lambda p, x: network(p["params"], x))
-    found = evaluation.randomize_parameters(wrapped, order="independent", seed=3)({"params": PARAMS}, X)
+    wrapped = lambda p, x: network(p["params"], x)
+    explain = methods.gradient_times_input(wrapped)
+    found = evaluation.randomize_parameters(wrapped, explain, order="independent", seed=3)({"params": PARAMS}, X)
     np.testing.assert_allclose(found.similarity, each)
     with pytest.raises(ValueError, match=r"layers \['fc9'\] are not among those of the parameters: fc1, fc2, fc3"):
-        evaluation.randomize_parameters(EXPLAIN, layers=["fc9"])(PARAMS, X)
+        evaluation.randomize_parameters(network, EXPLAIN, layers=["fc9"])(PARAMS, X)
 
 
 def test_random_parameters_keep_mean_and_spread():
@@ -350,7 +353,7 @@ def test_completeness_of_integrated_gradients():
         (lambda: evaluation.mosaics(X, [0, 1, 2], 1), "images of at least 4"),
         (lambda: evaluation.similarity(MAPS, MAPS, "beauty"), "similarity 'beauty': expected one of cosine"),
         (lambda: evaluation.rationale(network, shares=(1.5,)), "above 0 and below 1"),
-        (lambda: evaluation.randomize_parameters(EXPLAIN)(X, X), "expected a dictionary"),
+        (lambda: evaluation.randomize_parameters(network, EXPLAIN)(X, X), "expected a dictionary"),
         (lambda: evaluation.mass_inside(MAPS, MAPS > 0, part="half"), "part 'half': expected one of"),
     ],
 )

@@ -2,7 +2,9 @@
 
 from lrp_jax.evaluation.axioms import completeness_error, non_sensitivity
 from lrp_jax.evaluation.batches import padded_batches
+from lrp_jax.evaluation.case import MEASURES, Case
 from lrp_jax.evaluation.class_shares import ClassShares, class_shares
+from lrp_jax.evaluation.comparison import Comparison, Row, Summary, compare
 from lrp_jax.evaluation.complexity import effective_complexity, entropy, gini
 from lrp_jax.evaluation.faithfulness import (
     Rationale,
@@ -29,18 +31,24 @@ from lrp_jax.evaluation.similarity import cosine_similarity, similarity
 from lrp_jax.evaluation.tuning import Trial, Tuning, tune
 
 __all__ = [
+    "MEASURES",
+    "Case",
     "ClassShares",
+    "Comparison",
     "Mosaics",
     "Randomisation",
     "Rationale",
     "Removal",
     "Robustness",
+    "Row",
     "ScoreFalls",
+    "Summary",
     "Trial",
     "Tuning",
     "blur_fill",
     "class_sensitivity",
     "class_shares",
+    "compare",
     "compare_orders",
     "completeness_error",
     "cosine_similarity",

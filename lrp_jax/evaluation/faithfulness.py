@@ -120,7 +120,7 @@ def score_falls(
     return measure
 
 
-def faithfulness_correlation(relevance: Float[Array, "N ..."], falls: ScoreFalls) -> Float[np.ndarray, " N"]:
+def faithfulness_correlation(relevance: Any, falls: ScoreFalls) -> Float[np.ndarray, " N"]:
     """Correlation of the removed relevance and the fall of the score.
 
     `corr_S(sum_{i in S} R_i, f(x) - f(x without S))`, Pearson's correlation over masks S of equal size, for each
@@ -137,7 +137,7 @@ def faithfulness_correlation(relevance: Float[Array, "N ..."], falls: ScoreFalls
     return np.asarray(similarity(_removed_sums(relevance, falls).T, jnp.asarray(falls.falls).T, "pearson"))
 
 
-def sensitivity_n(relevance: Float[Array, "N ..."], falls: Sequence[ScoreFalls]) -> Float[np.ndarray, "sizes N"]:
+def sensitivity_n(relevance: Any, falls: Sequence[ScoreFalls]) -> Float[np.ndarray, "sizes N"]:
     """Sensitivity-n: the faithfulness correlation for each number n of removed units.
 
     Ancona et al. 2018, "Towards better understanding of gradient-based attribution methods". It equals
@@ -151,9 +151,7 @@ def sensitivity_n(relevance: Float[Array, "N ..."], falls: Sequence[ScoreFalls])
     return np.stack([faithfulness_correlation(relevance, one) for one in falls])
 
 
-def infidelity(
-    relevance: Float[Array, "N ..."], falls: ScoreFalls, *, gradient: bool = False
-) -> Float[np.ndarray, " N"]:
+def infidelity(relevance: Any, falls: ScoreFalls, *, gradient: bool = False) -> Float[np.ndarray, " N"]:
     """Infidelity: the mean square of the difference of removed relevance and fall of the score.
 
     `mean_S (I^T A - (f(x) - f(x - I)))^2`, with I = x - fill in S, 0 elsewhere (Yeh et al. 2019, "On the

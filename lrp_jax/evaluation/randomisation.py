@@ -31,6 +31,7 @@ class Randomisation(NamedTuple):
 
 
 def randomize_parameters(
+    fn: Callable[..., jax.Array],
     explain: Callable[..., Any],
     *,
     order: str = "top_down",
@@ -47,6 +48,7 @@ def randomize_parameters(
     `correlation_spearman` or `correlation_pearson`.
 
     Args:
+        fn: `fn(params, ..., x) -> logits (N, K)`.
         explain: `explain(params, ..., x, target=...) -> relevance (N, ...)`. The layers are the keys of params; a
             dictionary with one key, such as `{"params": ...}` of Flax, is opened.
         order: "top_down" replaces the layers from the output to the input, and "bottom_up" from the input to the
@@ -59,7 +61,8 @@ def randomize_parameters(
         seed: of the normal values.
 
     Returns:
-        `measure(params, *args, target=None)`, which returns a `Randomisation`. `explain` is compiled once: all networks
+        `measure(params, *args, target=None)`, which returns a `Randomisation`. The target, by default the class that
+        the original network predicts, is the same for all networks. `explain` is compiled once: all networks
         have parameters of the same shapes.
     """
     if order not in ORDERS:
@@ -73,8 +76,8 @@ def randomize_parameters(
         names = list(original) if layers is None else list(layers)
         if missing := [name for name in names if name not in original or name not in replaced]:
             raise ValueError(f"layers {missing} are not among those of the parameters: {', '.join(original)}.")
-        maps = explain(params, *args, target=target)
-        first = _directions(maps, by, absolute)
+        target = np.asarray(fn(params, *args)).argmax(-1) if target is None else target
+        first = _directions(explain(params, *args, target=target), by, absolute)
         names = names[::-1] if order == "top_down" else names
         found, current = [], original
         for name in names:

@@ -1,12 +1,12 @@
-"""Charts: feature removal, amounts of relevance by name, and the ledger of conservation."""
+"""Charts: feature removal, comparisons of explainers, amounts of relevance by name, and the ledger of conservation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from lrp_jax.colours import diverging
-from lrp_jax.evaluation import Removal
+from lrp_jax.evaluation import Comparison, Removal
 from lrp_jax.ledger import LOSSES, Ledger
 from lrp_jax.rules.kinds import LAYERS
 
@@ -37,6 +37,29 @@ def removals(found: Mapping[str, Removal], ax: Axes, *, confidence: bool = True,
         ax.legend(fontsize=8, frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
+
+
+def comparison(found: Comparison, axes: Sequence[Axes]) -> Sequence[Axes]:
+    """Draws the mean of each measure for each explainer, with its 95 % bootstrap interval.
+
+    Args:
+        found: the result of `evaluation.compare`.
+        axes: one for each measure.
+
+    Returns:
+        The axes.
+    """
+    places = np.arange(len(found.explainers))
+    for i, (ax, (metric, row)) in enumerate(zip(axes, found.summary().items(), strict=True)):
+        means, low, high = np.array([row[name] for name in found.explainers]).T
+        ax.errorbar(means, places, xerr=[means - low, high - means], fmt="o", color="0.2", markersize=4, capsize=3)
+        ax.set_yticks(places, found.explainers if i == 0 else [], fontsize=8)
+        ax.set_ylim(len(places) - 0.5, -0.5)
+        ax.set_title(metric.replace("_", " "), fontsize=9)
+        ax.tick_params(axis="x", labelsize=8)
+        ax.grid(axis="x", color="0.9")
+        ax.spines[["top", "right"]].set_visible(False)
+    return axes
 
 
 def bars(amounts: Mapping[str, float], ax: Axes, spread: Mapping[str, float] | None = None) -> Axes:
