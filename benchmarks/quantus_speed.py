@@ -136,8 +136,10 @@ def main():
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 32, 128])
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    torch.set_num_threads(options.threads)
     print("| measure | Quantus | lrp_jax | ratio | largest difference |\n|---|---|---|---|---|")
     for count in options.counts:
         for name, (theirs, ours) in tasks(count, options.batch).items():

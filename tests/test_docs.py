@@ -29,7 +29,7 @@ DOCUMENTS = [
     *sorted(ROOT.glob("docs/*.md")),
     *sorted(ROOT.glob("*/README.md")),
 ]
-FULL_SIZE = ("README.md", "mnist.md", "language_models.md")
+FULL_SIZE = ("README.md", "evaluation.md", "mnist.md", "language_models.md")
 """Documents whose blocks explain networks of full size."""
 
 
