@@ -344,6 +344,7 @@ def test_completeness_of_integrated_gradients():
     [
         (lambda: evaluation.remove(network, removed=50)(PARAMS, X, relevance=MAPS), "expected 1 to 36 steps"),
         (lambda: evaluation.remove(network, removed=1, patch=0), "patch=0"),
+        (lambda: evaluation.remove(network, removed=1)(PARAMS, X[:0], relevance=MAPS[:0]), "there are no examples"),
         (
             lambda: evaluation.remove(network, removed=1, patch=2, pixels=False)(PARAMS, X, relevance=MAPS),
             "patches consist",

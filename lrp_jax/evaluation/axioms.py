@@ -21,7 +21,7 @@ def completeness_error(
 ) -> Callable[..., Float[np.ndarray, " N"]]:
     """The difference of the sum of relevance and the explained score, `sum_i R_i - (f(x) - f(fill))`.
 
-    Without `fill`, the score is f(x), as in conservation of LRP (Bach et al. 2015, equation 2). With `fill`, it is
+    Without `fill`, the score is f(x), as in conservation of LRP (Bach et al. 2015). With `fill`, it is
     completeness (Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks", proposition 1). Completeness of
     Quantus 0.6 says whether the difference is exactly 0.
 

@@ -155,7 +155,7 @@ def infidelity(relevance: Any, falls: ScoreFalls, *, gradient: bool = False) -> 
     """Infidelity: the mean square of the difference of removed relevance and fall of the score.
 
     `mean_S (I^T A - (f(x) - f(x - I)))^2`, with I = x - fill in S, 0 elsewhere (Yeh et al. 2019, "On the
-    (In)fidelity and Sensitivity of Explanations", definition 2.1). A is the effect of a unit change of each input.
+    (In)fidelity and Sensitivity of Explanations"). A is the effect of a unit change of each input.
     Relevance is the effect of the whole change x - fill, so `I^T A` is the sum of the removed relevance. Infidelity of
     Quantus 0.6 always multiplies maps by I (`gradient=True`), and removes the patches of a grid one after another.
 
@@ -196,7 +196,7 @@ def rationale(
 ) -> Callable[..., Rationale]:
     """Comprehensiveness and sufficiency, means over shares of the units.
 
-    DeYoung et al. 2020, "ERASER: A Benchmark to Evaluate Rationalized NLP Models", equations 1 to 3. Sufficiency of
+    DeYoung et al. 2020, "ERASER: A Benchmark to Evaluate Rationalized NLP Models". Sufficiency of
     Quantus 0.6 is another measure (Dasgupta et al. 2022).
 
     Args:

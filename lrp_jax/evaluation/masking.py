@@ -61,6 +61,8 @@ def unit_shape(shape: tuple[int, ...], pixels: bool, patch: int) -> tuple[int, .
 
 def fill_values(fill: Any, x: Float[Array, "N ..."]) -> Float[Array, "N ..."]:
     """The values that replace removed inputs: a number, an array, or a function of x, in the shape of x."""
+    if not len(x):
+        raise ValueError(f"x has shape {x.shape}: there are no examples.")
     return jnp.broadcast_to(jnp.asarray(fill(x) if callable(fill) else fill, x.dtype), x.shape)
 
 

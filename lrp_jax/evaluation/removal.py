@@ -161,10 +161,10 @@ def remove(
         *constants, x = args
         x = jnp.asarray(x)
         check_number("relevance", np.asarray(relevance), negative=True)
-        rank = ranks(jnp.asarray(relevance), x)
+        filled, rank = fill_values(fill, x), ranks(jnp.asarray(relevance), x)
         counts = _counts(removed, int(np.prod(rank.shape[1:])))
         items = np.concatenate([counts, -1 - counts]) if least_first else counts
-        logits = logits_of(constants, items, x, fill_values(fill, x), rank)
+        logits = logits_of(constants, items, x, filled, rank)
         probabilities = np.asarray(jax.nn.softmax(jnp.asarray(logits)))
         targets = probabilities[0].argmax(-1) if target is None else np.broadcast_to(np.asarray(target), len(x))
         most, least = (

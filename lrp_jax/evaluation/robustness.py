@@ -45,7 +45,7 @@ def robustness(
 
     Sensitivity: Yeh et al. 2019, "On the (In)fidelity and Sensitivity of Explanations", here divided by
     the norm of the map. Relative input stability: Agarwal et al. 2022, "Rethinking Stability for Attribution-based
-    Explanations", equation 2. Norms are Euclidean, over all values. With the same noise, the values are those of
+    Explanations". Norms are Euclidean, over all values. With the same noise, the values are those of
     MaxSensitivity, AvgSensitivity and RelativeInputStability of Quantus 0.6, except that inputs whose predicted class
     changes are left out here; Quantus leaves them out or returns NaN.
 
