@@ -361,3 +361,11 @@ def test_completeness_of_integrated_gradients():
 def test_wrong_arguments_raise_clear_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("target", [-1, [0, 1, 4]])
+def test_targets_out_of_range_are_errors(target):
+    with pytest.raises(IndexError, match="is out of range; expected 0 to 3"):
+        evaluation.remove(network, removed=1)(PARAMS, X, relevance=MAPS, target=target)
+    with pytest.raises(IndexError, match="is out of range; expected 0 to 3"):
+        evaluation.score_falls(network)(PARAMS, X, target=target)

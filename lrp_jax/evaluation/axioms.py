@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from lrp_jax.core.numbers import check_number
+from lrp_jax.evaluation.batches import chosen_classes
 from lrp_jax.evaluation.faithfulness import score_falls
 from lrp_jax.evaluation.masking import per_unit, unit_shape
 
@@ -39,7 +40,7 @@ def completeness_error(
         total = np.asarray(relevance, np.float64).reshape(len(relevance), -1).sum(1)
         if fill is None:
             logits = np.asarray(fn(*args)).astype(np.float64)
-            target = logits.argmax(-1) if target is None else np.broadcast_to(np.asarray(target), len(logits))
+            target = chosen_classes(target, logits)
             return total - np.take_along_axis(logits, target[:, None], -1)[:, 0]
         masks = np.ones((1, 1, *unit_shape(np.shape(args[-1]), pixels, 1)), bool)
         found = score_falls(fn, masks=masks, fill=fill, pixels=pixels)(*args, target=target)

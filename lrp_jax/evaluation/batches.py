@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from lrp_jax import targets
 from lrp_jax.core.numbers import check_count
 
 if TYPE_CHECKING:
-    from jaxtyping import Shaped
+    from jaxtyping import Int, Shaped
 
 
 def padded_batches(
@@ -57,3 +58,18 @@ def by_batches(function: Callable[..., Any], arrays: tuple[Any, ...], size: int 
         kept = range(len(part))
         found.append(jax.tree.map(lambda v, kept=kept: np.asarray(v).take(kept, axis), whole))
     return jax.tree.map(lambda *parts: np.concatenate(parts, axis), *found)
+
+
+def chosen_classes(target: Any, logits: Any) -> Int[np.ndarray, " N"]:
+    """The class of each example: the target, or the class with the highest logit.
+
+    Raises:
+        TypeError: the target is not made of ints.
+        IndexError: it is out of range.
+    """
+    logits = np.asarray(logits)
+    if target is None:
+        return logits.argmax(-1)
+    found = np.broadcast_to(np.asarray(targets.check_call(target, None)[0]), len(logits))
+    targets.check_range(found, logits.shape)
+    return found

@@ -14,7 +14,7 @@ import numpy as np
 
 from lrp_jax import files
 from lrp_jax.core.numbers import check_count
-from lrp_jax.evaluation.batches import by_batches
+from lrp_jax.evaluation.batches import by_batches, chosen_classes
 from lrp_jax.evaluation.case import MEASURES, Case
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def compare(
         return by_batches(lambda x: compiled(*constants, x), (jnp.asarray(x),), batch_size)
 
     logits = predict(*args)
-    target = logits.argmax(-1) if target is None else np.broadcast_to(np.asarray(target), len(logits))
+    target = chosen_classes(target, logits)
     options = {"fill": fill, "pixels": pixels, "patch": patch, "batch_size": batch_size}
     shared: dict[Any, Any] = {}
     numbers = {

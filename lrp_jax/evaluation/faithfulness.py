@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrp_jax.core.numbers import check_count, check_number
+from lrp_jax.evaluation.batches import chosen_classes
 from lrp_jax.evaluation.masking import check_units, fill_values, logits_without, per_unit, unit_shape
 from lrp_jax.evaluation.removal import remove
 from lrp_jax.evaluation.similarity import similarity
@@ -111,7 +112,7 @@ def score_falls(
             logits = of_masks(constants, every, x, filled, np.zeros(len(x), bool))
         else:
             logits = of_own_masks(constants, np.arange(len(every)), x, filled, every.swapaxes(0, 1))
-        target = logits[0].argmax(-1) if target is None else np.broadcast_to(np.asarray(target), len(x))
+        target = chosen_classes(target, logits[0])
         scores = np.asarray(jax.nn.softmax(jnp.asarray(logits))) if probability else logits
         scores = np.take_along_axis(scores, target[None, :, None], -1)[..., 0]
         found = scores[0] - scores[1:]

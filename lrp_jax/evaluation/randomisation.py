@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrp_jax.core.numbers import check_count
+from lrp_jax.evaluation.batches import chosen_classes
 from lrp_jax.evaluation.similarity import SIMILARITIES, directions, similarity
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def randomize_parameters(
         names = list(original) if layers is None else list(layers)
         if missing := [name for name in names if name not in original or name not in replaced]:
             raise ValueError(f"layers {missing} are not among those of the parameters: {', '.join(original)}.")
-        target = np.asarray(fn(params, *args)).argmax(-1) if target is None else target
+        target = chosen_classes(target, fn(params, *args))
         first = _directions(explain(params, *args, target=target), by, absolute)
         names = names[::-1] if order == "top_down" else names
         found, current = [], original
@@ -118,7 +119,7 @@ def random_logit(
 
     def measure(*args: Any, target: Any = None, other: Any = None) -> Float[np.ndarray, " N"]:
         logits = np.asarray(fn(*args))
-        target = logits.argmax(-1) if target is None else np.broadcast_to(np.asarray(target), len(logits))
+        target = chosen_classes(target, logits)
         if other is None:
             shift = np.random.default_rng(seed).integers(1, logits.shape[-1], len(logits))
             other = (target + shift) % logits.shape[-1]

@@ -16,6 +16,7 @@ import numpy as np
 
 from lrp_jax import methods
 from lrp_jax.core.numbers import check_number, is_whole
+from lrp_jax.evaluation.batches import chosen_classes
 from lrp_jax.evaluation.masking import check_units, fill_values, logits_without, per_unit
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def remove(
         items = np.concatenate([counts, -1 - counts]) if least_first else counts
         logits = logits_of(constants, items, x, filled, rank)
         probabilities = np.asarray(jax.nn.softmax(jnp.asarray(logits)))
-        targets = probabilities[0].argmax(-1) if target is None else np.broadcast_to(np.asarray(target), len(x))
+        targets = chosen_classes(target, logits[0])
         most, least = (
             Removal(counts, probabilities[part], logits[part], targets)
             for part in (slice(len(counts)), slice(len(counts), None))
