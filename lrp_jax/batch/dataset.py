@@ -179,6 +179,7 @@ def _execute(
                 ) from None
 
         _together(execute)
+        bar.refresh()  # quick runs end before the bar is drawn
     return summarize(run, before)
 
 
