@@ -329,6 +329,13 @@ def test_any_iterable_can_be_explained(tmp_path):
     assert summary.unreadable == 2
 
 
+def test_explainers_with_remat_are_not_prepared(tmp_path, made):
+    explainer = lrp_jax.lrp(network, lrp_jax.composites.epsilon_plus(), remat=True)
+    batch.explain_dataset(explainer, parameters(), Images(), tmp_path / "store", batch_size=3)
+    found, expected = (batch.open_store(path).relevance()[readable()[1]] for path in (tmp_path / "store", made))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+
+
 def test_items_can_be_explained_in_another_dtype(tmp_path):
     x, _ = readable()
     weights = jax.tree.map(lambda w: jnp.asarray(w, jnp.bfloat16), parameters())

@@ -53,18 +53,14 @@ class ArrayRows:
     def __init__(self, path: str, kind: str, preprocessing: Any):
         self.path, self.kind, self.preprocessing = path, kind, preprocessing
         array = self._array()
-        self.count, pixels = (*array.shape, 0)[0], array.dtype == np.uint8
+        pixels, self.count = array.dtype == np.uint8, (*array.shape, 0)[0]
+        self.names: Sequence[str] = [str(i) for i in range(self.count)]
         if not pixels and array.dtype.kind != "f":
             raise BatchError(f"{path} has dtype {array.dtype}; expected uint8 (pixels) or floating-point numbers.")
         if pixels and (array.ndim not in (3, 4) or array.shape[3:] not in ((), (1,), (3,))):
             raise BatchError(
                 f"{path} has shape {array.shape}; expected pixels (N, H, W), (N, H, W, 1) or (N, H, W, 3)."
             )
-
-    @property
-    def names(self) -> Sequence[str]:
-        """The number of each row."""
-        return [str(i) for i in range(self.count)]
 
     def __len__(self) -> int:
         return self.count
@@ -94,11 +90,7 @@ class Records:
 
     def __init__(self, path: str, preprocessing: Any):
         self.path, self.preprocessing, self.count = path, preprocessing, len(_records(path))
-
-    @property
-    def names(self) -> Sequence[str]:
-        """The number of each record."""
-        return [str(i) for i in range(self.count)]
+        self.names: Sequence[str] = [str(i) for i in range(self.count)]
 
     def __len__(self) -> int:
         return self.count
