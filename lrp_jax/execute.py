@@ -155,8 +155,8 @@ def _recomputed(advance: Callable, extra: Mapping[Step, Any], env: dict[Value, A
         return jax.vjp(segment, *given)[0], given  # its own derivative is then that of the layers, not relevance
 
     def backward(given, R):
-        is_lost = _has_nan(jax.lax.stop_gradient(R))
-        late = [(v, jnp.where(is_lost, jnp.nan, x).astype(x.dtype) if v.live else x) for v, x in given[1].items()]
+        never = _false_after(jax.lax.stop_gradient(R))
+        late = [(v, jnp.where(never, jnp.zeros((), x.dtype), x) if v.live else x) for v, x in given[1].items()]
         return jax.vjp(segment, given[0], OrderedDict(late))[1](R)
 
     recomputed = jax.custom_vjp(segment)
@@ -166,17 +166,20 @@ def _recomputed(advance: Callable, extra: Mapping[Step, Any], env: dict[Value, A
 
 
 @jax.custom_batching.custom_vmap
-def _has_nan(R: Any) -> jax.Array:
-    """Whether one of these arrays contains NaN. For several targets, of the first one, so that values stay shared."""
-    arrays = [r for r in jax.tree.leaves(R) if jnp.issubdtype(r.dtype, jnp.inexact)]
-    return functools.reduce(jnp.logical_or, [jnp.isnan(r).any() for r in arrays], jnp.zeros((), bool))
+def _false_after(R: Any) -> jax.Array:
+    """False, but the compiler does not know it before it knows these arrays.
+
+    For several targets it depends on those of the first one, so that values stay shared.
+    """
+    sums = [jnp.real(r).sum() for r in jax.tree.leaves(R) if jnp.issubdtype(r.dtype, jnp.inexact)]
+    return functools.reduce(jnp.logical_or, [(s > 1) & (s < 0) for s in sums], jnp.zeros((), bool))
 
 
-@_has_nan.def_vmap
+@_false_after.def_vmap
 def _(count: int, batched: Any, R: Any) -> tuple[jax.Array, bool]:
     del count
     first = jax.tree.map(lambda r, is_batched: r[0] if is_batched else r, R, batched[0])
-    return _has_nan(first), False
+    return _false_after(first), False
 
 
 def _segments(ops: Sequence[Op]) -> list[list[Op]]:

@@ -212,6 +212,15 @@ def test_relevance_of_zero_and_of_huge_inputs_is_finite():
             assert np.isfinite(explain(params, images(dtype=np.float32) * np.float32(scale))).all(), (name, scale)
 
 
+def test_nan_in_one_example_stays_there_with_remat():
+    w = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4)))
+    fn = lambda w, x: jax.nn.relu(jax.nn.relu(x @ w) @ w) @ w
+    x = jnp.ones((3, 4)).at[1].set(jnp.nan)
+    found, expected = (lrp_jax.lrp(fn, rules.Epsilon(), remat=remat)(w, x, target=0) for remat in (True, False))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert np.isfinite(found[::2]).all()
+
+
 def test_remat_of_the_identity():
     x = np.ones((1, 3))
     np.testing.assert_array_equal(lrp_jax.lrp(lambda x: x, [], remat=True)(x, target=1), [[0, 1, 0]])
