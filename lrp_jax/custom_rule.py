@@ -62,8 +62,8 @@ def custom_attention(*, values: int = 2, name: str | None = None) -> Callable[[C
     Raises:
         TypeError: the decorator is used without parentheses, or the function is called without values.
 
-    Achtibat et al. 2024, "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers", sections 3.3.1
-    and 3.3.2; Jafari et al. 2024, "MambaLRP: Explaining Selective State Space Sequence Models", section 4.2.
+    Achtibat et al. 2024, "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers", section 3.3;
+    Rezaei Jafari et al. 2024, "MambaLRP: Explaining Selective State Space Sequence Models", section 4.
     """
     return _decorator("@lrp_jax.custom_attention() with parentheses", name, values=operator.index(values))
 

@@ -157,7 +157,7 @@ def mamba_lrp(eps: float | rules.Stabilizer = 0.0) -> Composite:
     Args:
         eps: the stabilizer of LRP-epsilon.
 
-    Jafari et al. 2024, "MambaLRP: Explaining Selective State Space Sequence Models", section 4.
+    Rezaei Jafari et al. 2024, "MambaLRP: Explaining Selective State Space Sequence Models", section 4.
     """
     return Composite([
         (kind("dense", "conv"), rules.Epsilon(eps)),
