@@ -4,17 +4,17 @@
 
 It needs torch, transformers and LXT, as benchmarks/lxt_reference.py. Both libraries have the same random weights, in
 float32, explain the same embeddings, and run alternately in one process. The ratio is the median of the ratios of
-neighbouring calls. The memory is how much that of a process of its own grows during its second explanation.
+neighbouring calls. The memory is the largest one of a process of its own during its second explanation, minus that
+before the first one.
 """
 
 import argparse
 import importlib
 import json
-import resource
+import re
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -75,29 +75,22 @@ def embeddings(tokens: int) -> np.ndarray:
 
 
 def memory(folder: Path, library: str, tokens: int) -> float:
-    """How much the memory of a process grows during its second explanation, in MB."""
+    """How much more memory a process of its own needs to explain, in MB."""
     command = [sys.executable, __file__, "--memory", str(folder), library, str(tokens)]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
 def own_memory(folder: Path, library: str, tokens: int) -> float:
     """The same, of this process."""
-    resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
     makers = {"lxt": by_lxt, "lrp_jax": by_lrp_jax, "lrp_jax, remat": lambda f: by_lrp_jax(f, remat=True)}
+    status = lambda key: int(re.findall(rf"{key}:\s*(\d+)", Path("/proc/self/status").read_text())[0]) / 1e3
     explain = makers[library](folder)
+    explain(embeddings(8))
+    before = status("VmRSS")
     explain(embeddings(tokens))  # compiles
-    before, seen, done = resident(), [0.0], threading.Event()
-
-    def watch():
-        while not done.wait(0.002):
-            seen.append(resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
     explain(embeddings(tokens))
-    done.set()
-    watcher.join()
-    return max(seen) - before
+    return status("VmHWM") - before
 
 
 def table(folder: Path, rounds: int):
