@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pages import write_between
 
-BEGIN, END = "<!-- benchmarks/batch.py -->", "<!-- end of benchmarks/batch.py -->"
 SIZES = (1, 4, 16, 64, 256)
 PHOTOGRAPHS = (("vgg16_imagenette", 2, 16), ("mobilenet_v2", 4, 24))
 """Network, items that a device explains at a time, items."""
@@ -163,9 +163,7 @@ def main() -> None:
     lines = list(table(found))
     print("\n".join(lines))
     if options.write:
-        before, _, rest = options.write.read_text(encoding="utf-8").partition(BEGIN)
-        after = rest.partition(END)[2]
-        options.write.write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}", encoding="utf-8")
+        write_between(options.write, "batch.py", lines)
         draw(found, options.write.with_suffix(".png"))
 
 

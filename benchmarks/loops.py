@@ -14,13 +14,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pages import write_between
 
 import lrp_jax
 from lrp_jax import composites
 
 WIDTH, HEADS, HIDDEN, CLASSES = 128, 4, 512, 50
 DEPTHS, TOKENS = (2, 5, 10, 20, 40, 80), (128, 512, 1024, 2048, 4096)
-BEGIN, END = "<!-- benchmarks/loops.py -->", "<!-- end of benchmarks/loops.py -->"
 
 
 def norm(x, scale):
@@ -125,9 +125,7 @@ def main() -> None:
         print(line, flush=True)
         lines.append(line)
     if file:
-        before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
-        after = rest.partition(END)[2]
-        file.write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}", encoding="utf-8")
+        write_between(file, "loops.py", lines)
 
 
 if __name__ == "__main__":

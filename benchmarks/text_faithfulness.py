@@ -24,15 +24,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pages import write_between
 
 import lrp_jax
-from lrp_jax import composites, methods, rules
+from lrp_jax import composites, evaluation, methods, rules
 from lrp_jax.composites import depth, kind
 from lrp_jax.core.graph import run as run_graph
 from lrp_jax.models import llama
 
 TOKENS, STEPS = 24, 6
-BEGIN, END = "<!-- benchmarks/text_faithfulness.py -->", "<!-- end of benchmarks/text_faithfulness.py -->"
 
 Explain = Callable[[Any, jax.Array, jax.Array], jax.Array]
 """From parameters, embeddings (tokens, width) and the explained token to the relevance (tokens,)."""
@@ -71,7 +71,7 @@ def explainers(model) -> dict[str, Explain]:
         explain = method(fn, argnums=1, **options)
         return jax.jit(lambda params, x, target: explain(params, x, target, target=0).sum(-1))
 
-    attn, cp = composites.attn_lrp(), composites.cp_lrp()
+    attn, cp, pairs = composites.attn_lrp(), composites.cp_lrp(), model.config.size // 2
     return {
         "AttnLRP": lrp(attn),
         "CP-LRP": lrp(cp),
@@ -79,44 +79,42 @@ def explainers(model) -> dict[str, Explain]:
             attn + [(depth(0.5, 1, "attention"), rules.SignalTakesAll())]
         ),
         "AttnLRP, softmax bypassed": lrp(attn + [(kind("attention"), rules.SignalTakesAll())]),
-        "AttnLRP with positions (PA-LRP)": functools.partial(with_positions, explain=positional(fn, model.config.size)),
+        "AttnLRP with positions (PA-LRP)": functools.partial(
+            with_positions, explain=positional(fn, pairs), pairs=pairs
+        ),
         "gradient x input": of(methods.gradient_times_input),
         "attention rollout": rollout(model),
         "random": lambda params, x, target: jax.random.uniform(jax.random.key(int(target)), x.shape[:1]),
     }
 
 
-def is_rotation(size: int) -> Callable[[Any], bool]:
+def is_rotation(pairs: int) -> Callable[[Any], bool]:
     """Selects the products of features with sines and cosines of positions."""
-    return lambda step: step.kind == "scale" and step.out_shape[-1] == size // 2
+    return lambda step: step.kind == "scale" and step.out_shape[-1] == pairs
 
 
-def positional(fn, size: int):
+def positional(fn, pairs: int):
     """AttnLRP whose rotations hand half of the relevance to the positions."""
 
     def half(layer, a, params, R):
         return R / 2
 
-    return lrp_jax.lrp(fn, composites.attn_lrp() + [(is_rotation(size), half)], argnums=1, layers=True)
+    return lrp_jax.lrp(fn, composites.attn_lrp() + [(is_rotation(pairs), half)], argnums=1, layers=True)
 
 
-def with_positions(params, x, target, *, explain) -> jax.Array:
+def with_positions(params, x, target, *, explain, pairs) -> jax.Array:
     """The relevance of each token, and of its position in all layers.
 
     Bakish et al. 2025, "Revisiting LRP: Positional Attribution as the Missing Ingredient for Transformer
     Explainability". The halves of positions and features are equal, so that of the positions is the relevance at the
-    inputs of rotations.
+    inputs of rotations. `pairs` is the number of pairs of features of a head.
     """
     found = explain(params, x, target, target=0)
     total = found.relevance.sum(-1)
     for name, R in found.layers.items():
-        if name.startswith("scale") and R.ndim == 3 and R.shape[-1] == ROTATED[0]:
+        if name.startswith("scale") and R.ndim == 3 and R.shape[-1] == pairs:
             total += R.sum((-1, -2))
     return total
-
-
-ROTATED = [0]
-"""The number of pairs of features of a head."""
 
 
 def rollout(model) -> Explain:
@@ -167,17 +165,9 @@ def areas(found: np.ndarray) -> np.ndarray:
     return (found[..., 1, :] - found[..., 0, :]).mean(-1)
 
 
-def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """The bootstrap interval of 95 % of the mean."""
-    rng = np.random.default_rng(seed)
-    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(2000)]
-    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
-
-
 def measure(count: int, file: Path) -> dict[str, Any]:
     """The areas of each explainer, filling, score and text. They are kept in a file, and measured once."""
     model = llama.load("smollm2")
-    ROTATED[0] = model.config.size // 2
     ids, explain, curve = passages(model, count), explainers(model), curves(model, STEPS)
     table = model.embed(model.params, np.arange(model.config.vocabulary))
     fills = {"zero": jnp.zeros_like(table[0]), "mean": table.mean(0)}
@@ -200,22 +190,36 @@ def measure(count: int, file: Path) -> dict[str, Any]:
     return results
 
 
-def table(results: dict[str, Any]) -> Iterator[str]:
-    """The lines of the table, the best first."""
-    count = len(next(iter(results.values())))
-    yield f"{count} texts of {TOKENS} tokens, {STEPS} steps, SmolLM2-135M-Instruct, float32."
-    yield ""
-    yield "| | logit, zeros | logit, mean embedding | probability, zeros | probability, mean embedding |"
-    yield "|---|---|---|---|---|"
-    for name, rows in sorted(results.items(), key=lambda item: -np.mean(item[1], 0)[0, 0]):
-        values = np.array(rows)  # (texts, fill, score)
+def lines_of(values: dict[str, np.ndarray]) -> Iterator[str]:
+    """A table of means and bootstrap intervals of areas (texts, filling, score), the highest in the first column first.
+
+    The intervals are those of `evaluation.compare`.
+    """
+    columns = ("logit, zeros", "logit, mean embedding", "probability, zeros", "probability, mean embedding")
+    arrays = np.stack([v.transpose(2, 1, 0).reshape(4, -1) for v in values.values()])
+    found = evaluation.Comparison(tuple(values), columns, arrays).summary()
+    yield "| | " + " | ".join(columns) + " |"
+    yield "|---" * 5 + "|"
+    for name in sorted(values, key=lambda name: -found[columns[0]][name].mean):
         cells = []
-        for s in range(2):
-            for f in range(2):
-                low, high = interval(values[:, f, s])
-                digits = 2 if s == 0 else 3
-                cells.append(f"{values[:, f, s].mean():.{digits}f} ({low:.{digits}f} to {high:.{digits}f})")
+        for column in columns:
+            digits = 2 if column.startswith("logit") else 3
+            mean, low, high = (f"{number:.{digits}f}" for number in found[column][name])
+            cells.append(f"{mean} ({low} to {high})")
         yield f"| {name} | " + " | ".join(cells) + " |"
+
+
+def report(results: dict[str, Any]) -> Iterator[str]:
+    """The areas of all explainers, and the differences of the same texts from those of AttnLRP."""
+    values = {name: np.array(rows) for name, rows in results.items()}
+    first = values["AttnLRP"]
+    yield f"{len(first)} texts of {TOKENS} tokens, {STEPS} steps, SmolLM2-135M-Instruct, float32."
+    yield ""
+    yield from lines_of(values)
+    yield ""
+    yield "AttnLRP minus each other one, for the same texts:"
+    yield ""
+    yield from lines_of({name: first - other for name, other in values.items() if other is not first})
 
 
 def main() -> None:
@@ -231,12 +235,10 @@ def main() -> None:
     )
     parser.add_argument("--write", type=Path, metavar="PAGE", help="the page that gets the table")
     options = parser.parse_args()
-    lines = list(table(measure(options.texts, options.keep)))
+    lines = list(report(measure(options.texts, options.keep)))
     print("\n".join(lines))
     if options.write:
-        before, _, rest = options.write.read_text(encoding="utf-8").partition(BEGIN)
-        after = rest.partition(END)[2]
-        options.write.write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}", encoding="utf-8")
+        write_between(options.write, "text_faithfulness.py", lines)
 
 
 if __name__ == "__main__":

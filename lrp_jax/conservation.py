@@ -15,7 +15,7 @@ from lrp_jax.core.function import Argnums, Function, Select
 from lrp_jax.core.static import Static
 from lrp_jax.core.trace import trace
 from lrp_jax.execute import apply_rule, run
-from lrp_jax.ledger import LOSSES, TERMS, Ledger, Row
+from lrp_jax.ledger import LOSSES, TERMS, Ledger, Row, tolerance_for
 from lrp_jax.outputs import Output
 from lrp_jax.planning import Plan, checks, make_plan
 from lrp_jax.recognize import Step
@@ -74,7 +74,7 @@ def conservation(
         score, reached, mass, negative = np.asarray(sums, np.float64).T
         rows = [np.asarray(row, np.float64) for row in rows]
         rows = [Row(*step, *rows[i][(slice(None), *place)].T) for step, i, place in places]
-        return Ledger(tuple(rows), score, reached, mass, negative, tolerance=min(64 * resolution, 0.02))
+        return Ledger(tuple(rows), score, reached, mass, negative, tolerance=tolerance_for(resolution))
 
     return ledger
 

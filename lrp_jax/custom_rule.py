@@ -84,7 +84,8 @@ def _decorator(usage: str, name: str | None, *, rule: Any = None, values: int | 
         def call(*args):
             if values is not None and not 0 <= values < len(args):
                 raise TypeError(
-                    f"{label} is an attention whose argument {values} contains the values; got {len(args)}."
+                    f"{label} is an attention whose argument {values} contains the values; got {len(args)} argument(s),"
+                    " counted from 0."
                 )
             leaves, tree = jax.tree.flatten(args)
             return of_leaves(tree)(*leaves)

@@ -34,6 +34,11 @@ TERMS = ("received", "passed", *LOSSES, "mass", "negative")
 """The amounts in a row."""
 
 
+def tolerance_for(resolution: float) -> float:
+    """The tolerance of a ledger. `resolution` is the machine epsilon of the least precise dtype of the pass."""
+    return min(64 * resolution, 0.02)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Row:
     """One step in the ledger. Each amount is a sum over the step, for each example: shape (examples,).

@@ -1,14 +1,13 @@
 """The commands `batch` and `report`, and `gallery` of a store."""
 
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
+from test_cli import CASTLE, run
 
-from lrp_jax import cli
 from lrp_jax.data import digits
 from lrp_jax.models import load
 
@@ -16,18 +15,7 @@ zarr = pytest.importorskip("zarr")
 
 from lrp_jax import batch  # noqa: E402
 
-CASTLE = Path(__file__).parents[1] / "examples" / "castle.jpg"
 MODEL = ("--model", "mnist_dnn")
-
-
-def run(capsys, *arguments):
-    """Exit code, standard output and standard error of `lrp-jax ...`."""
-    try:
-        code = cli.main(["--no-cache", *map(str, arguments)])
-    except SystemExit as stop:  # argparse
-        code = stop.code
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_cli
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 import lrp_jax
-from lrp_jax import cli
 from lrp_jax.composites import epsilon_plus
 from lrp_jax.data import text
 from lrp_jax.models import minilm
@@ -201,11 +201,7 @@ def test_unusable_folders_raise_clear_errors(folder, tmp_path, monkeypatch):
 
 def run(capsys, *arguments):
     """Exit code, standard output and standard error of `lrp-jax text ...`."""
-    try:
-        code = cli.main(["--no-cache", "text", *map(str, arguments)])
-    except SystemExit as stop:  # argparse
-        code = stop.code
-    return code, *capsys.readouterr()
+    return test_cli.run(capsys, "text", *arguments)
 
 
 @pytest.mark.slow

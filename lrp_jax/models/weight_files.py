@@ -1,6 +1,7 @@
 """The files of a network's weights: where they are, how they are read, converted and downloaded."""
 
 import functools
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +31,22 @@ class Network(Protocol):
     def layouts(self) -> tuple[weights.Layout, ...]: ...
     @property
     def remote(self) -> weights.Remote | None: ...
+
+
+def installed_package(name: str, instead: str) -> Path:
+    """Returns the folder of an installed package of weights. The package is not imported: this may import torch.
+
+    Args:
+        name: the name by which it is imported.
+        instead: what to do if it is not installed, for the error message.
+
+    Raises:
+        WeightsError: it is not installed.
+    """
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise weights.WeightsError(instead)
+    return Path(spec.submodule_search_locations[0])
 
 
 def weights_folder() -> Path:
